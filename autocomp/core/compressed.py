@@ -1,0 +1,59 @@
+"""A compressed network: encodings of its tensors and quantizers of its activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autocomp.core.candidate import Candidate
+
+if TYPE_CHECKING:
+    from autocomp.core.encodings import Encoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationQuantizer:
+    """Affine quantizer of one value, for all its readers: q = clamp(round(x / scale) + zero_point).
+
+    Rounding is to nearest, ties to even, as in ONNX QuantizeLinear; the division is done in float32.
+
+    Attributes:
+        scale: float32 value.
+        zero_point: integer inside [low, high].
+        low, high: integer range: (0, 255) for uint8, (-128, 127) for int8.
+    """
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    def to_json(self) -> list[Any]:
+        return [self.scale.hex(), self.zero_point, self.low, self.high]
+
+    @staticmethod
+    def from_json(data: list[Any]) -> ActivationQuantizer:
+        return ActivationQuantizer(scale=float.fromhex(data[0]), zero_point=data[1], low=data[2], high=data[3])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CompressedModel:
+    """What a candidate is made of. Values; every transform returns a new one.
+
+    Attributes:
+        candidate: what was asked for.
+        tensors: state-dict key (of the folded module) → encoding, for every parameter and
+            floating-point buffer.
+        activations: value key → quantizer; empty for float32 execution.
+        steps: names of what was done, in order ("quantize_weights", "restore_statistics", ...).
+    """
+
+    candidate: Candidate
+    tensors: dict[str, Encoding]
+    activations: dict[str, ActivationQuantizer] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+    def replace(self, **changes: Any) -> CompressedModel:
+        """A new value with some fields changed."""
+        return dataclasses.replace(self, **changes)

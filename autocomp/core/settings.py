@@ -1,0 +1,120 @@
+"""The validated settings of a run: what every stage reads, and nothing else is global."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much to spend.
+
+    Attributes:
+        trials: evaluations of the search (warm starts included).
+        calibration: calibration images for statistics, Hessians and ranges.
+        sensitivity: of those, how many the survey uses for logit changes.
+        finalists: rows that the finish stage recovers.
+    """
+
+    trials: int
+    calibration: int
+    sensitivity: int
+    finalists: int
+
+
+PRESETS = {
+    "quick": Preset(trials=32, calibration=256, sensitivity=128, finalists=2),
+    "default": Preset(trials=80, calibration=512, sensitivity=256, finalists=4),
+    "extensive": Preset(trials=400, calibration=1024, sensitivity=512, finalists=8),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One search, resolved. Built by ``config.py`` (command line) or by :func:`autocomp.search`.
+
+    Attributes:
+        model: model spec (built-in name, torchvision:, timm:, module:factory, file.py:factory).
+        weights: file of weights, or None.
+        data: data spec, or None for the model's own default.
+        image_size: side in pixels that images are brought to, or None for the workload's own.
+        normalize: "imagenet", "cifar10", "none", or "m1,m2,m3/s1,s2,s3".
+        metric: name of the metric.
+        budget_bytes: the file may have this many bytes; None when no budget was set.
+        budget_text: the budget as the user wrote it ("4MB", "12%"); a percentage is resolved
+            against the float32 file by the pipeline.
+        max_latency_s, max_engine_bytes: further limits, or None.
+        max_drop: largest loss of the metric, in its own unit as a fraction (1 % is 0.01), or None.
+        target: hardware profile name or TOML path.
+        batch_size: batch sizes at which latency is measured; the first is the one constrained.
+        space: search space name or TOML path.
+        preset: "quick", "default" or "extensive".
+        trials: evaluations, or None for the preset's.
+        timeout_s: stop the search stage after so many seconds, or None.
+        sampler: name of the sampler.
+        storage: Optuna storage URL, or None for the run's journal.
+        jobs: local processes (1: in this process).
+        cluster: Ray address or "auto", or None.
+        finish: "none", "ptq" or "qat".
+        seed: everything random derives from it.
+        out: the run folder.
+    """
+
+    model: str = "resnet18"
+    weights: Path | None = None
+    data: str | None = None
+    image_size: int | None = None
+    normalize: str = "imagenet"
+    metric: str = "accuracy"
+    budget_bytes: int | None = None
+    budget_text: str = ""
+    max_latency_s: float | None = None
+    max_engine_bytes: int | None = None
+    max_drop: float | None = None
+    target: str = "cpu-onnxruntime"
+    batch_size: tuple[int, ...] = (1,)
+    space: str = "default"
+    preset: str = "default"
+    trials: int | None = None
+    timeout_s: float | None = None
+    sampler: str = "hybrid"
+    storage: str | None = None
+    jobs: int = 1
+    cluster: str | None = None
+    finish: str = "ptq"
+    seed: int = 0
+    out: Path = Path("runs")
+
+    @property
+    def spend(self) -> Preset:
+        """The preset's numbers, with ``trials`` replaced where the user set it."""
+        preset = PRESETS[self.preset]
+        return preset if self.trials is None else dataclasses.replace(preset, trials=self.trials)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; paths as text."""
+        data = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make two runs comparable: another value is another run folder.
+
+        Trials, timeout, jobs, cluster, budget limits and finish may change between resumptions.
+        """
+        keys = (
+            "model",
+            "weights",
+            "data",
+            "image_size",
+            "normalize",
+            "metric",
+            "target",
+            "batch_size",
+            "space",
+            "preset",
+            "seed",
+        )
+        data = self.to_json()
+        return {k: data[k] for k in keys}

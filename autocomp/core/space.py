@@ -1,0 +1,90 @@
+"""The search space: units and their legal choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.steps import FLOAT, Choice, StepConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """The smallest thing the search decides on.
+
+    Attributes:
+        name: the layer's name (or the group's).
+        layers: layers that change together.
+        axes: axis name → legal options, None meaning "leave alone"; ordered so that neighbours in
+            the list are neighbours in strength (the sampler sees an ordinal integer).
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    axes: Mapping[str, tuple[StepConfig | None, ...]]
+
+    def choices(self, *, axes: tuple[str, ...] | None = None) -> list[Choice]:
+        """All combinations over ``axes`` (default: every axis), in order."""
+        out = [FLOAT]
+        for axis, options in self.axes.items():
+            if axes is not None and axis not in axes:
+                continue
+            out = [Choice((*c.steps, o)) if o is not None else c for c in out for o in options]
+        return list(dict.fromkeys(out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """Units × legal choices, filtered by the hardware profile.
+
+    Attributes:
+        name: of the TOML file.
+        units: by name, in order of execution.
+        notes: what the profile ruled out, one line each.
+    """
+
+    name: str
+    units: Mapping[str, Unit]
+    notes: tuple[str, ...] = ()
+
+    def parameters(self) -> dict[str, int]:
+        """Optuna parameter name "<unit>:<axis>" → number of options; single options are left out."""
+        return {
+            f"{unit.name}:{axis}": len(options)
+            for unit in self.units.values()
+            for axis, options in unit.axes.items()
+            if len(options) > 1
+        }
+
+    def decode(self, params: Mapping[str, int]) -> Candidate:
+        """Parameters (option indices) → candidate; parameters not named take option 0."""
+        choices = {}
+        for unit in self.units.values():
+            steps = []
+            for axis, options in unit.axes.items():
+                option = options[int(params.get(f"{unit.name}:{axis}", 0))]
+                if option is not None:
+                    steps.append(option)
+            choices[unit.name] = Choice(tuple(steps))
+        return Candidate(choices)
+
+    def encode(self, candidate: Candidate) -> dict[str, int]:
+        """Inverse of :meth:`decode`; ``ValueError`` where the candidate is outside the space."""
+        params = {}
+        for unit in self.units.values():
+            for axis, options in unit.axes.items():
+                option = candidate[unit.name].get(axis)
+                if option not in options:
+                    raise ValueError(f"{unit.name}: {axis} option not in space {self.name}")
+                if len(options) > 1:
+                    params[f"{unit.name}:{axis}"] = options.index(option)
+        return params
+
+    def __contains__(self, candidate: object) -> bool:
+        if not isinstance(candidate, Candidate) or not set(candidate) <= set(self.units):
+            return False
+        try:
+            return self.decode(self.encode(candidate)) == candidate
+        except ValueError:
+            return False

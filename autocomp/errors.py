@@ -1,0 +1,81 @@
+"""Every error autocomp raises on purpose, named by what the caller should do.
+
+    AutocompError
+    ├── ConfigError        change a setting, a file or a flag          exit 2
+    │   ├── UnknownNameError   pick one of the names offered
+    │   └── DataError          mend the data, the weights or the model
+    ├── UnsupportedError   this cannot be done here; the message says what would      exit 2
+    ├── InfeasibleError    nothing meets the constraints; loosen one   exit 3
+    ├── CorruptFileError   the file is damaged or hostile; get it again  exit 2
+    ├── StorageError       free or open up the output folder, run again  exit 2
+    └── RetryableError     the same call may succeed later
+
+Each message is one line: what, where, the limit, the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutocompError(Exception):
+    """Base of all; ``exit_code`` is what the command line returns."""
+
+    exit_code = 2
+
+
+class ConfigError(AutocompError):
+    """A setting is wrong: the caller changes it."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that nothing answers to; the message offers the nearest ones.
+
+    Args:
+        kind: what was being looked up ("target", "sampler", ...).
+        name: what was asked for.
+        known: the names there are.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        self.kind, self.name, self.known, self.near = kind, name, names, near
+
+
+class DataError(ConfigError):
+    """Data, weights or a model that cannot be used as they are."""
+
+
+class UnsupportedError(AutocompError):
+    """Not possible here (a missing package, device or feature); the message names the remedy."""
+
+
+class InfeasibleError(AutocompError):
+    """Nothing reachable meets the constraints; carries the nearest miss.
+
+    Args:
+        message: one line with the nearest miss.
+        nearest: the smallest size, lowest latency, best metric that were reachable.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, nearest: dict[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest or {}
+
+
+class CorruptFileError(AutocompError):
+    """A file fails its checks; nothing of it was used."""
+
+
+class StorageError(AutocompError):
+    """The output folder cannot be written or belongs to another run."""
+
+
+class RetryableError(AutocompError):
+    """A passing fault: the same call may succeed later."""
