@@ -52,5 +52,5 @@ class Row:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Row:
         """Inverse of :meth:`to_json`; lists become tuples again."""
-        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return Row(**fixed)

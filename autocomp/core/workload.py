@@ -90,4 +90,4 @@ class Workload:
     def float32_bytes(self) -> int:
         """4 bytes for each floating-point element of the state dict."""
         state = self.model.state_dict()
-        return 4 * sum(v.numel() for v in state.values() if v.is_floating_point())
+        return 4 * sum(int(v.numel()) for v in state.values() if v.is_floating_point())
