@@ -1,0 +1,162 @@
+"""The run folder: what is where, whose it is, and the errors of writing into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from autocomp.core.settings import Settings
+from autocomp.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn operating system refusals below ``path`` into one clear :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in _FULL:
+            message = f"no space left writing {where}; free some and run the same command again: it goes on from here"
+            raise StorageError(message) from error
+        if error.errno in _CLOSED:
+            message = f"cannot write {where}: {error.strerror}; choose another folder with --out"
+            raise StorageError(message) from error
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a reader, or a run after a kill, sees the old or the new file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+class RunFolder:
+    """Paths of one run. Opening it for writing takes an exclusive lock until it is closed.
+
+    Attributes:
+        path: absolute path of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.config = self.path / "config.toml"
+        self.journal = self.path / "study.journal"
+        self.environment = self.path / "environment.json"
+        self.summary = self.path / "summary.json"
+        self.artifact = self.path / "model.autocomp"
+        self.onnx = self.path / "model.onnx"
+        self.candidates = self.path / "candidates"
+        self.baselines = self.path / "baselines"
+        self.cache = self.path / "cache"
+        self.log = self.path / "log.txt"
+        self._identity = self.cache / "identity.json"
+        self._lock: IO[str] | None = None
+
+    @staticmethod
+    def existing(path: Path) -> RunFolder:
+        """The folder of a run that was made before; ``StorageError`` where it is none."""
+        run = RunFolder(path)
+        if not run.path.exists():
+            raise StorageError(f"no run at {path}; `autocomp search --out {path}` makes one")
+        if not run._identity.is_file():
+            raise StorageError(f"{path} is not a run folder (no cache/identity.json); give the folder that search made")
+        return run
+
+    def open(self, settings: Settings, *, fresh: bool = False, identity: dict[str, Any] | None = None) -> RunFolder:
+        """Create or resume; refuse a folder that holds another model, space, ... or something else.
+
+        Args:
+            settings: their ``identity()`` must equal the one the folder was made with.
+            fresh: start over: what an earlier run left here is removed.
+            identity: further facts that must agree (workload fingerprint).
+        """
+        mine = {**settings.identity(), **(identity or {})}
+        with storage_errors(self.path):
+            if self.path.exists() and not self._identity.is_file() and any(self.path.iterdir()):
+                # a run killed before its first write leaves nothing but the lock
+                if {p.name for p in self.path.iterdir()} - {"cache"}:
+                    raise StorageError(f"{self.path} holds other files and no run; choose another folder with --out")
+            self.cache.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if fresh:
+                self._clear()
+            if self._identity.is_file():
+                theirs = json.loads(self._identity.read_text())
+                for key, value in mine.items():
+                    if key in theirs and theirs[key] != json.loads(json.dumps(value)):
+                        self.close()
+                        raise StorageError(
+                            f"{self.path} belongs to a run with {key} = {theirs[key]!r}, not {value!r}; "
+                            "choose another folder with --out, or start over with --fresh"
+                        )
+                mine = {**theirs, **mine}
+            write_atomic(self._identity, json.dumps(mine, indent=1, sort_keys=True).encode())
+        return self
+
+    def _take_lock(self) -> None:
+        lock = open(self.cache / "lock", "a+")  # noqa: SIM115  (held until close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise StorageError(
+                f"{self.path} is in use by another search (process {owner}); wait for it, or choose another --out"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def _clear(self) -> None:
+        for item in self.path.iterdir():
+            if item == self.cache:
+                for inner in self.cache.iterdir():
+                    if inner.name == "lock":
+                        continue
+                    shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+            elif item.is_dir():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+
+    def close(self) -> None:
+        """Release the lock (the kernel does it at process end, kill -9 included)."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, path: Path, data: Any) -> None:
+        """Atomic JSON file."""
+        with storage_errors(self.path):
+            write_atomic(path, json.dumps(data, indent=1, allow_nan=False).encode())
+
+
+def content_key(*parts: Any) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON of ``parts``: names cache entries."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
