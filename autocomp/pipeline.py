@@ -1,0 +1,90 @@
+"""survey → plan → search → finish → pack → report: each stage takes what the one before returned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocomp.core.progress import Progress, Silent
+from autocomp.core.result import RunSummary
+from autocomp.core.run_folder import RunFolder
+from autocomp.core.settings import Settings
+from autocomp.core.workload import Workload
+from autocomp.stages import exporting, opening, verifying
+from autocomp.stages.exploring import explore
+from autocomp.stages.recovering import recover
+from autocomp.stages.surveying import survey_session
+from autocomp.stages.wrapping import wrap_up
+from autocomp.stages.clock import Clock
+
+
+def search(
+    settings: Settings, progress: Progress | None = None, *, fresh: bool = False, workload: Workload | None = None
+) -> RunSummary:
+    """The main job. The same settings again resume, or show a finished run at once.
+
+    Args:
+        settings: resolved settings.
+        progress: receiver of progress.
+        fresh: start over in a folder that holds an earlier run.
+        workload: given where the caller's own objects are searched; else loaded by its spec.
+
+    Raises:
+        InfeasibleError: nothing reachable meets the budget (raised before the search where that is certain;
+            otherwise the summary has ``best`` None).
+    """
+    progress, clock = progress or Silent(), Clock()
+    run = RunFolder(settings.out).open(settings, fresh=fresh)
+    try:
+        finished = opening.already_finished(run, settings)
+        if finished is not None:
+            progress.note(f"this run is finished; shown again from {run.path} (--fresh starts over)")
+            return finished
+        with clock("load"):
+            session = opening.open_run(settings, run, workload, progress)
+            opening.check_reachable(session)
+        with clock("survey"):
+            evaluator = survey_session(session, progress)
+        with clock("search"):
+            explored = explore(evaluator, workload, progress)
+        with clock("finish"):
+            answer = recover(evaluator, explored, progress)
+        return wrap_up(evaluator, explored, answer, clock, progress)
+    finally:
+        run.close()
+
+
+def survey(settings: Settings, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Price every layer and choice; the sensitivity table, one row a (unit, choice)."""
+    from autocomp.survey.survey import sensitivity_table
+
+    progress = progress or Silent()
+    run = RunFolder(settings.out).open(settings)
+    try:
+        session = opening.open_run(settings, run, None, progress)
+        return sensitivity_table(survey_session(session, progress).survey)
+    finally:
+        run.close()
+
+
+def report(run: str | Path) -> list[Path]:
+    """Rebuild the report of a finished run from its summary; returns the files written."""
+    from autocomp.report import write_report
+
+    folder = RunFolder.existing(Path(run))
+    return write_report(opening.summary_of(folder), folder.path)
+
+
+def export(run: str | Path, pick: str = "best", file_format: str = "autocomp", out: Path | None = None) -> Path:
+    """Write the best, the knee or a trial of a run as autocomp, onnx or safetensors."""
+    folder = RunFolder.existing(Path(run))
+    return exporting.export_row(folder, opening.summary_of(folder), pick, file_format, out)
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> list[verifying.Check]:
+    """Measure again what a run folder or an ``.autocomp`` file claims."""
+    progress, path = progress or Silent(), Path(path)
+    if path.is_file():
+        return verifying.verify_file(path, progress)
+    run = RunFolder.existing(path)
+    return verifying.verify_run(run, opening.summary_of(run), progress)

@@ -1,0 +1,46 @@
+"""What anyone would try first, measured the same way: the rows a search has to beat."""
+
+from __future__ import annotations
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.progress import Progress
+from autocomp.core.row import Row
+from autocomp.core.steps import Choice
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.session import Session
+from autocomp.stages.limits import Limits
+from autocomp.stages.rows import make_row
+from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
+
+
+def baseline_candidates(session: Session) -> dict[str, Candidate]:
+    """float16 weights, int8, and uniform 4-bit with the maximum as scale, rounding to nearest."""
+    half = Choice((QuantizeWeights(bits=16),))
+    int8 = QuantizeWeights(bits=8, scale="max", rounding="nearest")
+    four = Choice((QuantizeWeights(bits=4, scale="max", rounding="nearest"),))
+    units = session.space.units.values()
+
+    def executed(axes: object) -> Choice:
+        runs = isinstance(axes, tuple) and any(a is not None for a in axes)
+        return Choice((int8, QuantizeActivations())) if runs else Choice((int8,))
+
+    return {
+        "float16": Candidate({u.name: half for u in units}),
+        "int8": Candidate({u.name: executed(u.axes.get("activations")) for u in units}),
+        "uniform-4bit": Candidate({u.name: four for u in units}),
+    }
+
+
+def measure_baselines(evaluator: Evaluator, limits: Limits, float32: Row, progress: Progress) -> dict[str, Row]:
+    """Evaluate every baseline; "fastest" is the fastest setting the runtime has without compression."""
+    rows: dict[str, Row] = {}
+    candidates = baseline_candidates(evaluator.session)
+    progress.stage("baselines", total=len(candidates))
+    for name, candidate in candidates.items():
+        path = evaluator.session.run.baselines / f"{name}.autocomp"
+        done = evaluator.evaluate(candidate, path)
+        rows[name] = make_row(name, candidate, done, limits, file=str(path))
+        progress.advance()
+    note = "the runtime has no faster setting without compression than float32 on this device"
+    rows["fastest"] = Row.from_json({**float32.to_json(), "name": "fastest", "notes": (note,)})
+    return rows

@@ -1,0 +1,86 @@
+"""Write a row of a run in another format."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save
+
+from autocomp.coding.container import read_artifact
+from autocomp.core.result import RunSummary
+from autocomp.core.row import Row
+from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
+from autocomp.errors import ConfigError, UnsupportedError
+from autocomp.runtimes.export import OnnxExporter
+from autocomp.search.session import open_session
+from autocomp.stages.opening import settings_of
+from autocomp.stages.verifying import read_row
+
+FORMATS = ("autocomp", "onnx", "safetensors", "tensorrt")
+
+
+def knee(rows: list[Row]) -> Row:
+    """The row farthest below the line between the ends of the front in (log bytes, loss), both scaled to [0, 1].
+
+    Source: the L-method in its geometric form ("kneedle", Satopää et al. 2011), on the hull's ends.
+    """
+    ordered = sorted(rows, key=lambda r: r.file_bytes)
+    x = np.log([r.file_bytes for r in ordered])
+    y = np.log([r.kl_search + 1e-6 for r in ordered])
+    span_x, span_y = np.ptp(x) or 1.0, np.ptp(y) or 1.0
+    x, y = (x - x.min()) / span_x, (y - y.min()) / span_y
+    line = y[0] + (y[-1] - y[0]) * (x - x[0]) / ((x[-1] - x[0]) or 1.0)
+    return ordered[int(np.argmax(line - y))]
+
+
+def pick_row(summary: RunSummary, pick: str) -> Row:
+    """The row that ``--pick`` names: best, knee, or a trial number."""
+    if pick == "best":
+        if summary.best is None:
+            raise ConfigError(f"{summary.run} has no feasible row; pick a trial number from pareto.csv")
+        return summary.best
+    if pick == "knee":
+        return knee(list(summary.pareto))
+    if not pick.isdecimal():
+        raise ConfigError(f"--pick {pick!r}: give best, knee, or a trial number")
+    row = next((r for r in summary.pareto if r.trial == int(pick) and r.file), None)
+    if row is None:
+        kept = sorted({r.trial for r in summary.pareto if r.trial is not None and r.file})
+        raise ConfigError(f"trial {pick} has no file in {summary.run}; kept are the front's trials: {kept}")
+    return row
+
+
+def export_row(run: RunFolder, summary: RunSummary, pick: str, file_format: str, out: Path | None) -> Path:
+    """Write the picked row as ``file_format``; returns the path."""
+    if file_format not in FORMATS:
+        raise ConfigError(f"--format {file_format!r}; known: {', '.join(FORMATS)}")
+    row = pick_row(summary, pick)
+    if row.file is None or not Path(row.file).is_file():
+        raise ConfigError(f"{row.name} has no file in {run.path}")
+    suffix = {"tensorrt": "plan"}.get(file_format, file_format)
+    target = out or run.path / f"{pick if pick != 'best' else 'model'}.{suffix}"
+    if file_format == "tensorrt":
+        raise UnsupportedError(
+            "--format tensorrt comes in a later version; --format onnx writes explicit Q/DQ that trtexec builds from"
+        )
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file_format == "autocomp":
+            if target.absolute() != Path(row.file).absolute():
+                shutil.copyfile(row.file, target)
+        elif file_format == "safetensors":
+            tensors = {k: e.decode().contiguous() for k, e in read_artifact(Path(row.file)).tensors().items()}
+            write_atomic(target, save(tensors))
+        else:
+            write_atomic(target, onnx_of(run, summary, row))
+    return target
+
+
+def onnx_of(run: RunFolder, summary: RunSummary, row: Row) -> bytes:
+    """The ONNX form of a row's file, built from the run's own settings."""
+    session = open_session(settings_of(run), run)
+    compressed = read_row(row)
+    layers = set(session.int8_layers(compressed.candidate))
+    return OnnxExporter(session.network).export(compressed, session.target.profile.placement, layers, None)

@@ -1,0 +1,102 @@
+"""Recover the best few candidates, measure them again, and keep what is really better."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import CompressedModel
+from autocomp.core.outcome import Completed
+from autocomp.core.progress import Progress
+from autocomp.core.row import Row
+from autocomp.evaluators.quality import judge
+from autocomp.finish import find_finish
+from autocomp.search.evaluator import Evaluator
+from autocomp.stages.limits import Limits
+from autocomp.stages.rows import latency_fields, make_row
+
+
+def choose_finalists(rows: Sequence[Row], limits: Limits, count: int) -> list[Row]:
+    """The feasible rows that finishing may turn into the answer, best first."""
+    return sorted((r for r in rows if r.feasible), key=limits.rank)[:count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Finalist:
+    """A row and the network it describes."""
+
+    row: Row
+    compressed: CompressedModel
+
+
+def finish_row(evaluator: Evaluator, row: Row, limits: Limits, progress: Progress) -> Finalist | None:
+    """The recovered form of ``row``; None where it gained nothing or broke a limit (then the row stays).
+
+    Finishing changes symbols, so the file is written and measured again.
+    """
+    session = evaluator.session
+    candidate = Candidate.from_json(row.recipe)
+    before = evaluator.realise(candidate)
+    finish = find_finish(session.settings.finish)
+    after = finish(session.network, before, session.calibration, progress=progress)
+    if after is before:
+        return None
+    path = session.run.candidates / f"{candidate.id}-finished.autocomp"
+    done = Completed(
+        file_bytes=evaluator.write(after, path),
+        kl=(quality := evaluator.quality(after)).loss,
+        score=quality.score,
+        engine_bytes=row.engine_bytes,
+    )
+    made = make_row(f"trial {row.trial} finished", candidate, done, limits, trial=row.trial, file=str(path))
+    # same structure and precision, so the same engine: its latency is the trial's
+    latency = {k: getattr(row, k) for k in ("latency_ms", "latency_ms_ci95", "latency_source", "engine_bytes")}
+    finished = dataclasses.replace(
+        made, **latency, techniques=(*row.techniques, f"finish_{session.settings.finish}")
+    )
+    finished = dataclasses.replace(finished, feasible=limits.feasible(finished))
+    if not finished.feasible or limits.rank(finished) > limits.rank(row):
+        path.unlink()
+        return None
+    return Finalist(row=finished, compressed=after)
+
+
+def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
+    """Score on the test split (once), time again on a quiet machine, compare the engine with the simulation."""
+    compressed, row = finalist.compressed, finalist.row
+    test = evaluator.test_quality(compressed)
+    changes: dict[str, object] = {"score_test": test.score, "score_test_ci95": test.interval}
+    timing = evaluator.latency(compressed, fresh=True)
+    if timing is not None:
+        changes.update(latency_fields(*timing))
+        changes["notes"] = (*row.notes, *engine_notes(evaluator, compressed, test.score))
+    return dataclasses.replace(finalist, row=dataclasses.replace(row, **changes))  # type: ignore[arg-type]
+
+
+def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_score: float) -> tuple[str, ...]:
+    """What the exported engine itself scores on the test split, beside the simulation."""
+    import numpy as np
+    import torch
+
+    from autocomp.evaluators.quality import Scored
+
+    session = evaluator.session
+    profile = session.target.profile
+    example = session.workload.example(1).numpy()
+    engine = session.target.runtime.build(evaluator.onnx(compressed), profile, example)
+    try:
+        outputs, targets = [], []
+        for inputs, labels in session.workload.test.batches(64):
+            outputs.append(torch.from_numpy(np.array(engine.run(inputs.numpy()))))
+            targets.append(labels)
+    finally:
+        engine.close()
+    workload = session.workload
+    scored = Scored(outputs=torch.cat(outputs).float(), targets=torch.cat(targets))
+    quality = judge(scored, evaluator.test_reference, workload.metric, classes=workload.classes)
+    text = (
+        f"the {profile.runtime} engine itself scores {quality.score:.4f} on the test split "
+        f"(simulation {simulated_score:.4f})"
+    )
+    return (text,)

@@ -1,0 +1,113 @@
+"""Open a run: its folder, its settings, its budget; stop at once where the budget cannot be met."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from autocomp.core.progress import Progress
+from autocomp.core.result import RunSummary
+from autocomp.core.run_folder import RunFolder
+from autocomp.core.settings import Settings
+from autocomp.core.steps import FLOAT
+from autocomp.errors import CorruptFileError, UnsupportedError
+from autocomp.search.session import Session
+from autocomp.stages.limits import unreachable_budget
+
+
+def settings_of(run: RunFolder) -> Settings:
+    """The resolved settings that a run was made with."""
+    file = run.cache / "settings.json"
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{file} cannot be read ({error}); run the search command again") from error
+    if data.get("model") == "<object>":
+        raise UnsupportedError(
+            f"{run.path} was made from objects of a Python program; use the Result that autocomp.search returned there"
+        )
+    data["batch_size"] = tuple(data["batch_size"])
+    data["out"] = Path(data["out"])
+    data["weights"] = Path(data["weights"]) if data["weights"] else None
+    return Settings(**data)
+
+
+def summary_of(run: RunFolder) -> RunSummary:
+    """The stored summary of a finished run."""
+    if not run.summary.is_file():
+        raise CorruptFileError(f"{run.path} is not finished; run the same search command again: it goes on from there")
+    return RunSummary.from_json(json.loads(run.summary.read_text()))
+
+
+def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
+    """The summary of an earlier run with exactly these settings, or None."""
+    if not run.summary.is_file():
+        return None
+    summary = summary_of(run)
+    asked = {k: v for k, v in settings.to_json().items() if k not in ("jobs", "out")}
+    made = {k: v for k, v in summary.settings.items() if k not in ("jobs", "out")}
+    if json.loads(json.dumps(asked)) != made:
+        return None
+    files = [r.file for r in (summary.best, *summary.pareto) if r is not None and r.file]
+    return summary if all(Path(f).is_file() for f in files) else None
+
+
+def resolve_budget(settings: Settings, float32_bytes: int, progress: Progress) -> Settings:
+    """Percent budgets against the float32 file; a note where the budget is no limit."""
+    text = settings.budget_text.strip()
+    if text.endswith("%"):
+        settings = dataclasses.replace(settings, budget_bytes=int(float32_bytes * float(text[:-1]) / 100))
+    if settings.budget_bytes is not None and settings.budget_bytes >= float32_bytes:
+        progress.note(
+            f"the budget of {settings.budget_bytes:,} bytes is no limit: float32 takes {float32_bytes:,} bytes"
+        )
+    return settings
+
+
+def smallest_estimate(session: Session) -> int:
+    """Coded bytes with every unit at its coarsest choice, rounded to nearest: a quick look before the survey.
+
+    Compensated rounding spreads symbols a little further, so this is at most what the survey will find.
+    """
+    from autocomp.coding.tensors import encode_tensor
+    from autocomp.core.encodings import FloatTensor
+    from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
+
+    state = session.network.module.state_dict()
+    decided: set[str] = set()
+    total = 0
+    for unit in session.space.units.values():
+        options = [c.get("weights") for c in unit.choices(axes=("weights",)) if c != FLOAT]
+        steps = [s for s in options if isinstance(s, QuantizeWeights)]
+        if not steps:
+            continue
+        coarsest = [s for s in (steps[-1], min(steps, key=lambda s: s.bits or 99)) if s.bits or s is steps[-1]]
+        for name in unit.layers:
+            layer = session.network.layers[name]
+            axis = 1 if layer.kind.startswith("conv_transpose") else 0
+            sizes = [
+                len(encode_tensor(quantize_weight(state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=axis)))
+                for s in coarsest
+            ]
+            total += min(sizes)
+            decided.add(layer.weight)
+    for name, tensor in state.items():
+        if name not in decided and tensor.is_floating_point():
+            whole = tensor.dim() > 1
+            total += len(encode_tensor(FloatTensor(values=tensor) if whole else FloatTensor.half(tensor)))
+    return total
+
+
+def check_reachable(session: Session) -> None:
+    """Exit early, before the survey, where the budget is far below anything reachable.
+
+    Raises:
+        InfeasibleError: with the smallest reachable size.
+    """
+    budget = session.settings.budget_bytes
+    if budget is None:
+        return
+    smallest = smallest_estimate(session)
+    if budget < 0.9 * smallest:
+        raise unreachable_budget(budget, smallest)

@@ -1,0 +1,65 @@
+"""Rows from outcomes."""
+
+from __future__ import annotations
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.outcome import Completed, Measurement
+from autocomp.core.row import Row
+from autocomp.evaluators.statistics import median_ci
+from autocomp.search.evaluator import Evaluator
+from autocomp.stages.limits import Limits
+
+
+def latency_fields(timing: Measurement | None, engine_bytes: int | None) -> dict[str, object]:
+    """The latency part of a row: milliseconds, 95 % bootstrap interval of the median, source."""
+    if timing is None:
+        return {}
+    low, high = median_ci(timing.samples_s)
+    return {
+        "latency_ms": timing.median_s() * 1e3,
+        "latency_ms_ci95": (low * 1e3, high * 1e3),
+        "latency_source": timing.source,
+        "engine_bytes": engine_bytes,
+    }
+
+
+def make_row(
+    name: str,
+    candidate: Candidate,
+    done: Completed,
+    limits: Limits,
+    *,
+    trial: int | None = None,
+    file: str | None = None,
+    techniques: tuple[str, ...] = (),
+) -> Row:
+    """A row of any evaluated network; feasibility from ``limits``."""
+    fields = {
+        "name": name,
+        "trial": trial,
+        "candidate": candidate.id,
+        "file": file,
+        "file_bytes": done.file_bytes,
+        "score_search": done.score,
+        "kl_search": done.kl,
+        "techniques": (*candidate.techniques(), *techniques),
+        "recipe": candidate.to_json(),
+        "notes": done.notes,
+        **latency_fields(done.latency, done.engine_bytes),
+    }
+    row = Row.from_json(fields)
+    return Row.from_json({**row.to_json(), "feasible": limits.feasible(row)})
+
+
+def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
+    """The uncompressed network: 4 bytes an element, its own scores, its latency in the same runtime."""
+    timing = evaluator.latency(evaluator.uncompressed)
+    done = Completed(
+        file_bytes=evaluator.session.workload.float32_bytes(),
+        kl=0.0,
+        score=limits.reference_score,
+        latency=timing[0] if timing else None,
+        engine_bytes=timing[1] if timing else None,
+    )
+    row = make_row("float32", Candidate({}), done, limits)
+    return Row.from_json({**row.to_json(), "candidate": ""})

@@ -1,0 +1,112 @@
+"""Everything the run claims, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.result import LayerReport
+from autocomp.core.row import Row
+from autocomp.core.steps import FLOAT
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.front import pareto_mask
+
+PACKAGES = ("autocomp", "torch", "numpy", "optuna", "constriction", "onnx", "onnxscript", "onnxruntime", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result."""
+    out = {}
+    for name in PACKAGES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def front_of(rows: Sequence[Row]) -> list[Row]:
+    """Non-dominated rows in (loss, bytes, latency where every row has one), smallest file first."""
+    if not rows:
+        return []
+    columns = [[r.kl_search for r in rows], [float(r.file_bytes) for r in rows]]
+    if all(r.latency_ms is not None for r in rows):
+        columns.append([r.latency_ms or 0.0 for r in rows])
+    keep = pareto_mask(np.array(columns, dtype=np.float64).T)
+    return sorted((r for r, k in zip(rows, keep, strict=True) if k), key=lambda r: r.file_bytes)
+
+
+def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> tuple[LayerReport, ...]:
+    """The per-layer table of ``row``: what was chosen, what it takes in the file, what it does alone."""
+    candidate = Candidate.from_json(row.recipe)
+    session, prices = evaluator.session, evaluator.survey.prices
+    coded = coded_sizes(row)
+    out = []
+    for unit in session.space.units.values():
+        table = prices.storage.get(unit.name)
+        storage = candidate[unit.name].without("activations")
+        known = table is not None and storage in table.choices
+        for name in unit.layers:
+            layer = session.network.layers[name]
+            weights = int(np.prod(layer.weight_shape))
+            size = coded.get(layer.weight, 0) + coded.get(layer.bias or "", 0)
+            out.append(
+                LayerReport(
+                    layer=name,
+                    kind=layer.kind,
+                    shape=layer.weight_shape,
+                    parameters=layer.parameters,
+                    macs=layer.macs,
+                    choice=candidate[unit.name].label() if unit.name in candidate else FLOAT.label(),
+                    coded_bytes=size,
+                    bits_per_weight=8.0 * coded.get(layer.weight, 0) / max(1, weights),
+                    kl=float(table.kl[table.index(storage)]) if table is not None and known else 0.0,
+                    executes=executes.get(name, "float32"),
+                    prices=tuple(
+                        (c.label(), int(b), float(k))
+                        for c, b, k in zip(table.choices, table.bytes, table.kl, strict=True)
+                    )
+                    if table is not None
+                    else (),
+                )
+            )
+    return tuple(out)
+
+
+def coded_sizes(row: Row) -> dict[str, int]:
+    """Bytes of each tensor in the row's file."""
+    from pathlib import Path
+
+    from autocomp.coding.container import read_artifact
+
+    if row.file is None:
+        return {}
+    return {name: len(record) for name, record in read_artifact(Path(row.file)).records.items()}
+
+
+def speed_notes(best: Row, float32: Row, profile_title: str) -> tuple[str, ...]:
+    """Why the answer is not faster, where it is not."""
+    if best.latency_ms is None or float32.latency_ms is None:
+        return ("no latency was measured: the network could not be traced for export",)
+    ratio = best.latency_ms / float32.latency_ms
+    if ratio <= 1.0:
+        return ()
+    int8 = "quantize_activations" in best.techniques
+    why = (
+        "int8 kernels with their quantize and dequantize steps cost more than they save at this size"
+        if int8
+        else "the answer executes in float32: fewer bits in the file alone change no arithmetic"
+    )
+    return (f"smaller, not faster: {ratio:.2f} x the latency of float32 on {profile_title}: {why}",)
+
+
+def environment_json(environment: dict[str, Any]) -> dict[str, Any]:
+    """Plain values only."""
+    import json
+
+    plain: dict[str, Any] = json.loads(json.dumps(environment, default=str))
+    return plain

@@ -1,0 +1,163 @@
+"""Measure again what a run or a file claims."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocomp.coding.container import pack_artifact, read_artifact
+from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import CompressedModel
+from autocomp.core.progress import Progress
+from autocomp.core.result import RunSummary
+from autocomp.core.row import Row
+from autocomp.core.run_folder import RunFolder
+from autocomp.evaluators.artifact import activations_of
+from autocomp.evaluators.statistics import ratio_ci
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.session import open_session
+from autocomp.stages.opening import settings_of
+from autocomp.survey.survey import load_survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One claim, measured again.
+
+    Attributes:
+        name: what is claimed.
+        claimed, measured: both as text.
+        ok: whether it holds.
+    """
+
+    name: str
+    claimed: str
+    measured: str
+    ok: bool
+
+
+def verify_file(path: Path, progress: Progress) -> list[Check]:
+    """Checks that need nothing but the file: checksums, decoding twice to the same bits, size."""
+    progress.stage("verify", total=2)
+    artifact = read_artifact(path)
+    size = os.stat(path).st_size
+    tensors = artifact.tensors()
+    progress.advance()
+    repacked = pack_artifact(artifact.manifest, dict(artifact.records))
+    elements = sum(e.decode().numel() for e in tensors.values())
+    progress.advance()
+    return [
+        Check(name="checksums hold", claimed="yes", measured="yes", ok=True),
+        Check(
+            name="repacks to the same bytes",
+            claimed=f"{size:,} bytes",
+            measured=f"{len(repacked):,} bytes",
+            ok=repacked == path.read_bytes(),
+        ),
+        Check(
+            name="decodes to finite tensors",
+            claimed=f"{len(tensors)} tensors",
+            measured=f"{elements:,} elements",
+            ok=all(bool(e.decode().isfinite().all()) for e in tensors.values()),
+        ),
+    ]
+
+
+def verify_run(run: RunFolder, summary: RunSummary, progress: Progress) -> list[Check]:
+    """Every claim of the summary that can be measured again: sizes, scores, latency, bit-exact tensors.
+
+    Scores must agree to 1e-6 (same machine, same kernels) or within one sample in a thousand on another CPU;
+    latency must lie within 50 % of the claim or its interval: machines differ in load, and the ratio to float32,
+    measured in the same minute, is the claim that counts.
+    """
+    rows = {r.file: r for r in (*summary.baselines.values(), *summary.pareto) if r.file}
+    if summary.best is not None and summary.best.file:
+        rows[summary.best.file] = summary.best
+    progress.stage("verify", total=len(rows) + 1)
+    session = open_session(settings_of(run), run, progress=progress)
+    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
+    checks: list[Check] = []
+    measured = evaluator.reference.outputs
+    base = session.workload.metric.compute(measured, evaluator.reference.targets, measured)
+    checks.append(_score_check("float32 score_search", summary.float32.score_search, base))
+    progress.advance()
+    for row in rows.values():
+        checks.extend(_row_checks(evaluator, row))
+        if summary.best is not None and row.candidate == summary.best.candidate and row.name == summary.best.name:
+            checks.extend(_best_checks(evaluator, summary, row))
+        progress.advance()
+    return checks
+
+
+def _score_check(name: str, claimed: float, measured: float) -> Check:
+    return Check(
+        name=name,
+        claimed=f"{claimed:.4f}",
+        measured=f"{measured:.4f}",
+        ok=abs(claimed - measured) <= 1e-3 * max(1.0, abs(claimed)) + 1e-6,
+    )
+
+
+def read_row(row: Row) -> CompressedModel:
+    """The network in a row's file."""
+    artifact = read_artifact(Path(row.file or ""))
+    return CompressedModel(
+        candidate=Candidate.from_json(row.recipe),
+        tensors=artifact.tensors(),
+        activations=activations_of(artifact.manifest),
+    )
+
+
+def _row_checks(evaluator: Evaluator, row: Row) -> list[Check]:
+    path = Path(row.file or "")
+    if not path.is_file():
+        return [Check(name=f"{row.name}: file", claimed=str(path), measured="missing", ok=False)]
+    size = os.stat(path).st_size
+    quality = evaluator.quality(read_row(row))
+    return [
+        Check(
+            name=f"{row.name}: file_bytes",
+            claimed=f"{row.file_bytes:,}",
+            measured=f"{size:,}",
+            ok=size == row.file_bytes,
+        ),
+        _score_check(f"{row.name}: score_search", row.score_search, quality.score),
+        Check(
+            name=f"{row.name}: kl_search",
+            claimed=f"{row.kl_search:.6f}",
+            measured=f"{quality.loss:.6f}",
+            ok=abs(quality.loss - row.kl_search) <= 0.01 * row.kl_search + 1e-6,
+        ),
+    ]
+
+
+def _best_checks(evaluator: Evaluator, summary: RunSummary, row: Row) -> list[Check]:
+    checks = []
+    if summary.budget_bytes is not None:
+        size = os.stat(row.file or "").st_size
+        checks.append(
+            Check(
+                name="best: within the budget",
+                claimed=f"<= {summary.budget_bytes:,}",
+                measured=f"{size:,}",
+                ok=size <= summary.budget_bytes,
+            )
+        )
+    compressed = read_row(row)
+    if row.score_test is not None:
+        checks.append(_score_check("best: score_test", row.score_test, evaluator.test_quality(compressed).score))
+    if row.latency_ms is not None and summary.float32.latency_ms is not None:
+        timing = evaluator.latency(compressed, fresh=True)
+        if timing is not None:
+            ratio, (low, high) = ratio_ci(timing[0].samples_s, timing[0].reference_s)
+            claimed = row.latency_ms / summary.float32.latency_ms
+            checks.append(
+                Check(
+                    name="best: latency / float32",
+                    claimed=f"{claimed:.3f}",
+                    measured=f"{ratio:.3f} [{low:.3f}, {high:.3f}]",
+                    ok=low / 1.25 <= claimed <= high * 1.25,
+                )
+            )
+    return checks
