@@ -1,0 +1,209 @@
+"""report.html: one page that needs nothing but itself, readable for years.
+
+The page holds its styles, its script, plotly.js (4.8 MB, the only bundle the package ships) and its
+numbers; a Content-Security-Policy in its head forbids the browser to load anything else. Every text
+that comes from a run is escaped by the template engine, in hover texts and in the embedded JSON too.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.resources
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocomp.core.result import RunSummary
+from autocomp.core.row import Row
+from autocomp.core.settings import Settings
+from autocomp.errors import StorageError
+from autocomp.report import format as fmt
+from autocomp.report import plots
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True) -> Path:
+    """Write the page.
+
+    Args:
+        summary: the run.
+        path: the file, overwritten.
+        plotly_inline: False leaves plotly.js out: the front is then a picture (about 0.3 MB in all
+            instead of 5 MB), everything else is the same.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = page(summary, plotly_inline=plotly_inline)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror}; free or open up the folder") from error
+    return path
+
+
+def page(summary: RunSummary, *, plotly_inline: bool = True) -> str:
+    """The page as text."""
+    from markupsafe import Markup
+
+    assets = importlib.resources.files("autocomp.report")
+    picture = base64.b64encode(plots.png(summary)).decode()
+    return (
+        _environment()
+        .from_string((assets / "page.html").read_text(encoding="utf-8"))
+        .render(
+            s=summary,
+            fmt=fmt,
+            command=command(summary),
+            settings=_flat(summary.settings),
+            environment=_flat(summary.environment),
+            final=[r for r in (summary.best, summary.float32, *summary.baselines.values()) if r is not None],
+            slower=_slower(summary),
+            css=Markup((assets / "page.css").read_text(encoding="utf-8")),
+            js=Markup((assets / "page.js").read_text(encoding="utf-8")),
+            plotly=Markup(_plotly()) if plotly_inline else "",
+            data=Markup(_embedded(chart_data(summary))),
+            picture=picture,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def command(summary: RunSummary) -> str:
+    """The command line that asks for the same again, from the settings that differ from the defaults."""
+    given, usual = summary.settings, Settings().to_json()
+    words = ["autocomp", "search"]
+    if given.get("model", usual["model"]) != usual["model"]:
+        words.append(str(given["model"]))
+    if summary.budget_bytes is not None:
+        words += ["--budget", str(given.get("budget_text") or summary.budget_bytes)]
+    for name in ("max_latency_s", "max_engine_bytes", "max_drop"):
+        value = given.get(name)
+        if value is not None:
+            words += [f"--{name.rpartition('_')[0] if name != 'max_drop' else name}".replace("_", "-"), _limit(name, value)]
+    for name in ("weights", "data", "image_size", "normalize", "metric", "target", "space", "preset", "trials"):
+        words += _flag(name, given, usual)
+    for name in ("sampler", "storage", "jobs", "cluster", "finish", "seed"):
+        words += _flag(name, given, usual)
+    return shlex.join(words).replace("--max-engine ", "--max-engine-size ")
+
+
+def _limit(name: str, value: float) -> str:
+    if name == "max_latency_s":
+        return f"{1000 * value:g}ms"
+    return f"{100 * value:g}%" if name == "max_drop" else str(value)
+
+
+def _flag(name: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    value = given.get(name, usual[name])
+    return [] if value == usual[name] else [f"--{name.replace('_', '-')}", str(value)]
+
+
+def _slower(summary: RunSummary) -> bool:
+    """Whether the answer is slower than float32 beyond both intervals: the page then says so."""
+    best, base = summary.best, summary.float32
+    if best is None or best.latency_ms_ci95 is None or base.latency_ms_ci95 is None:
+        return False
+    return best.latency_ms_ci95[0] > base.latency_ms_ci95[1]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as "outer.inner" → text, absent values left out."""
+    out: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        elif value not in (None, ""):
+            out[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return out
+
+
+def chart_data(summary: RunSummary) -> dict[str, Any]:
+    """What page.js draws: points by group, limits, layers. Texts are escaped for plotly's hover boxes."""
+    on_front = {(r.trial, r.candidate) for r in summary.pareto}
+    others = [r for r in summary.trials if (r.trial, r.candidate) not in on_front]
+    groups: dict[str, list[Row]] = {
+        "infeasible": [r for r in others if not r.feasible],
+        "feasible": [r for r in others if r.feasible],
+        "front": sorted(summary.pareto, key=lambda r: r.file_bytes),
+        "baselines": list(summary.baselines.values()),
+        "float32": [summary.float32],
+        "best": [] if summary.best is None else [summary.best],
+    }
+    return {
+        "groups": {name: [_point(r, summary) for r in rows] for name, rows in groups.items()},
+        "budget_bytes": summary.budget_bytes,
+        "budget": fmt.size(summary.budget_bytes),
+        "max_latency_ms": 1000 * summary.constraints["max_latency_s"] if "max_latency_s" in summary.constraints else None,
+        "loss": fmt.loss_label(summary),
+        "metric": html.escape(f"{summary.metric['name']} (search split)"),
+        "percent": summary.metric.get("unit") == "fraction",
+        "layers": [
+            {
+                "name": html.escape(layer.layer),
+                "choice": html.escape(layer.choice),
+                "bits": layer.bits_per_weight,
+                "bytes": layer.coded_bytes,
+                "kl": layer.kl,
+                "executes": html.escape(layer.executes),
+                "prices": [[html.escape(label), size, kl] for label, size, kl in layer.prices],
+            }
+            for layer in summary.layers
+        ],
+    }
+
+
+def _point(row: Row, summary: RunSummary) -> dict[str, Any]:
+    lines = [
+        f"{fmt.count(row.file_bytes)} bytes ({fmt.size(row.file_bytes)})",
+        f"loss {fmt.loss(row.kl_search)}",
+        f"{summary.metric['name']} {fmt.score(row.score_search, summary.metric)} (search)",
+    ]
+    if row.score_test is not None:
+        lines.append(f"{summary.metric['name']} {fmt.score(row.score_test, summary.metric)} (test)")
+    if row.latency_ms is not None:
+        lines.append(f"{fmt.latency(row.latency_ms)} ({row.latency_source or 'unknown source'})")
+    lines += [*fmt.recipe(row).split("; "), "meets the constraints" if row.feasible else "does not meet the constraints"]
+    return {
+        "name": html.escape(row.name),
+        "bytes": row.file_bytes,
+        "loss": row.kl_search,
+        "score": row.score_search,
+        "ms": row.latency_ms,
+        "ms_ci95": row.latency_ms_ci95,
+        "feasible": row.feasible,
+        "text": "<br>".join(html.escape(line) for line in lines),
+    }
+
+
+def _embedded(data: Any) -> str:
+    """JSON that is safe inside a script element: no "<", ">" or "&" is left, no NaN."""
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
