@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from autocomp.core.encodings import FloatTensor, QuantizedTensor
+from autocomp.core.network import Network
 from autocomp.core.steps import StepConfig
-from autocomp.errors import ConfigError
+from autocomp.errors import ConfigError, DataError
+from autocomp.transforms.compensate import Hessian, compensated
+from autocomp.transforms.grids import Grid, bits_grid, step_grid
+from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +94,153 @@ class QuantizeActivations(StepConfig):
 
     def label(self) -> str:
         return "int8"
+
+
+def quantize_layer(
+    network: Network, name: str, configs: Sequence[QuantizeWeights], *, hessian: Hessian | None = None
+) -> list[QuantizedTensor | FloatTensor]:
+    """A layer's weight on each of ``configs``: :func:`quantize_many` with what the network knows of the layer.
+
+    Layers with a folded BatchNorm store one scale a channel even on per-tensor grids, because restoring
+    their statistics gives every channel its own gain; so the bytes are known here and do not change later.
+
+    Args:
+        network: folded network.
+        name: a key of ``network.layers``.
+        configs: what to make.
+        hessian: of the layer's inputs; None rounds to nearest throughout.
+    """
+    layer = network.layers[name]
+    module = network.module.get_submodule(name)
+    weight = network.module.get_parameter(layer.weight)
+    try:
+        return quantize_many(
+            weight,
+            configs,
+            hessian=hessian,
+            axis=channel_axis(module),
+            channel_scales=name in network.folds,
+        )
+    except DataError as error:
+        raise DataError(f"layer {name}: {error}") from None
+
+
+def quantize_weight(
+    weight: Tensor,
+    config: QuantizeWeights,
+    *,
+    hessian: Hessian | None = None,
+    axis: int = 0,
+    channel_scales: bool = False,
+) -> QuantizedTensor | FloatTensor:
+    """One weight on one grid; see :func:`quantize_many`."""
+    return quantize_many(weight, [config], hessian=hessian, axis=axis, channel_scales=channel_scales)[0]
+
+
+def quantize_many(
+    weight: Tensor,
+    configs: Sequence[QuantizeWeights],
+    *,
+    hessian: Hessian | None = None,
+    axis: int = 0,
+    channel_scales: bool = False,
+) -> list[QuantizedTensor | FloatTensor]:
+    """One weight on each of several grids; all compensated ones share a single column loop.
+
+    Args:
+        weight: float32, any shape; the channel axis is ``axis``.
+        configs: the grids; 16 bits give float16 values.
+        hessian: of the layer's inputs, with its convolution groups; without one (an embedding)
+            compensated rounding is rounding to nearest.
+        axis: 0, or 1 for transposed convolutions.
+        channel_scales: store one (equal) scale a channel on per-tensor grids too.
+
+    Returns:
+        One encoding a config, in order. Scales are rounded as the file stores them before any symbol is chosen.
+
+    Raises:
+        DataError: the weight is not finite.
+    """
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise DataError("weights are not finite (NaN or infinity); mend the checkpoint")
+    channels = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
+    importance = None if hessian is None else _importance(hessian, channels, axis)
+    made: list[QuantizedTensor | FloatTensor | None] = [None] * len(configs)
+    waiting: list[tuple[int, Grid]] = []
+    for i, config in enumerate(configs):
+        if config.bits == 16:
+            made[i] = FloatTensor.half(weight)
+            continue
+        grid = make_grid(channels, config, importance)
+        if config.rounding == "compensated" and hessian is not None:
+            waiting.append((i, grid))
+        else:
+            symbols = grid.nearest(channels)
+            shape = weight.transpose(0, axis).shape
+            made[i] = _encoding(symbols.reshape(shape).transpose(0, axis), grid, config, axis, channel_scales)
+    if waiting:
+        assert hessian is not None
+        for (i, grid), symbols in zip(waiting, _stacked(weight, [g for _, g in waiting], hessian, axis), strict=True):
+            made[i] = _encoding(symbols, grid, configs[i], axis, channel_scales)
+    return [m for m in made if m is not None]
+
+
+def make_grid(channels: Tensor, config: QuantizeWeights, importance: Tensor | None = None) -> Grid:
+    """The grid that ``config`` asks for.
+
+    Args:
+        channels: [channels, n] weights.
+        config: bits 2 to 8, or a step.
+        importance: [channels, n] weight of each squared error in the search for a scale, or None.
+    """
+    per_tensor = config.granularity == "tensor"
+    if config.step is not None:
+        return step_grid(channels, config.step, per_tensor=per_tensor, symmetric=config.symmetric)
+    assert config.bits is not None
+    search = config.scale == "mse"
+    return bits_grid(
+        channels, config.bits, per_tensor=per_tensor, symmetric=config.symmetric, search=search, weights=importance
+    )
+
+
+def _importance(hessian: Hessian, channels: Tensor, axis: int) -> Tensor:
+    """E[x²] of the input that each weight meets, [channels, n]."""
+    diagonal = hessian.diagonal()
+    if axis == 0:
+        return diagonal.repeat_interleave(channels.shape[0] // hessian.groups, dim=0)
+    return diagonal.reshape(1, -1).expand(channels.shape[0], -1)
+
+
+def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int) -> list[Tensor]:
+    """Compensated symbols of ``weight`` for each grid; rows are independent, so the grids are stacked as rows."""
+    rows = weight_rows(weight, hessian.groups, axis)
+    groups, count = rows.shape[:2]
+
+    def by_row(values: Tensor) -> Tensor:
+        """[channels] or [1] as [groups, rows]."""
+        if axis == 0 and values.numel() > 1:
+            return values.reshape(groups, count)
+        return values.expand(groups, count)
+
+    scale = torch.cat([by_row(g.scale) for g in grids], dim=1)
+    zero = torch.cat([by_row(g.zeros()) for g in grids], dim=1)
+    low = torch.cat([torch.full((groups, count), float(g.low)) for g in grids], dim=1)
+    high = torch.cat([torch.full((groups, count), float(g.high)) for g in grids], dim=1)
+    symbols = compensated(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high)
+    return [weight_from_rows(part, weight.shape, axis) for part in symbols.split(count, dim=1)]
+
+
+def _encoding(
+    symbols: Tensor, grid: Grid, config: QuantizeWeights, axis: int, channel_scales: bool
+) -> QuantizedTensor:
+    """The stored form of ``symbols``."""
+    if channel_scales:
+        grid = grid.expanded(symbols.shape[axis])
+    return QuantizedTensor(
+        symbols=symbols.to(torch.int16).contiguous(),
+        scale=grid.scale,
+        zero_point=None if grid.zero is None else grid.zero.to(torch.int16),
+        axis=axis,
+        bits=config.bits,
+    )
