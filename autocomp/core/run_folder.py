@@ -86,15 +86,14 @@ class RunFolder:
             raise StorageError(f"{path} is not a run folder (no cache/identity.json); give the folder that search made")
         return run
 
-    def open(self, settings: Settings, *, fresh: bool = False, identity: dict[str, Any] | None = None) -> RunFolder:
+    def open(self, settings: Settings, *, fresh: bool = False) -> RunFolder:
         """Create or resume; refuse a folder that holds another model, space, ... or something else.
 
         Args:
             settings: their ``identity()`` must equal the one the folder was made with.
             fresh: start over: what an earlier run left here is removed.
-            identity: further facts that must agree (workload fingerprint).
         """
-        mine = {**settings.identity(), **(identity or {})}
+        mine = settings.identity()
         with storage_errors(self.path):
             if self.path.exists() and not self._identity.is_file() and any(self.path.iterdir()):
                 # a run killed before its first write leaves nothing but the lock
@@ -105,17 +104,28 @@ class RunFolder:
             if fresh:
                 self._clear()
             if self._identity.is_file():
-                theirs = json.loads(self._identity.read_text())
-                for key, value in mine.items():
-                    if key in theirs and theirs[key] != json.loads(json.dumps(value)):
-                        self.close()
-                        raise StorageError(
-                            f"{self.path} belongs to a run with {key} = {theirs[key]!r}, not {value!r}; "
-                            "choose another folder with --out, or start over with --fresh"
-                        )
-                mine = {**theirs, **mine}
-            write_atomic(self._identity, json.dumps(mine, indent=1, sort_keys=True).encode())
+                self.check_identity(mine)
+            else:
+                write_atomic(self._identity, json.dumps(mine, indent=1, sort_keys=True).encode())
         return self
+
+    def check_identity(self, mine: dict[str, Any]) -> None:
+        """Refuse where the folder belongs to another run; facts it does not know yet are added.
+
+        Raises:
+            StorageError: naming the setting that differs.
+        """
+        theirs = json.loads(self._identity.read_text())
+        for key, value in mine.items():
+            if key in theirs and theirs[key] != json.loads(json.dumps(value)):
+                self.close()
+                raise StorageError(
+                    f"{self.path} belongs to a run with {key} = {theirs[key]!r}, not {value!r}; "
+                    "choose another folder with --out, or start over with --fresh"
+                )
+        if set(mine) - set(theirs):
+            with storage_errors(self.path):
+                write_atomic(self._identity, json.dumps({**theirs, **mine}, indent=1, sort_keys=True).encode())
 
     def _take_lock(self) -> None:
         lock = open(self.cache / "lock", "a+")  # noqa: SIM115  (held until close)
