@@ -1,0 +1,153 @@
+"""This machine: what a record of a measurement needs to say, and what is missing here.
+
+Imports nothing heavy: versions are read from package metadata, devices by asking ``nvidia-smi``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import autocomp
+
+# Vector and integer dot-product instructions: they decide which kernels a CPU runtime picks.
+CPU_FLAGS = (
+    *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"),
+    *("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve"),
+)
+# What decides results or speed, by distribution name.
+PACKAGES = (
+    *("torch", "numpy", "pandas", "optuna", "constriction", "onnx", "onnxscript", "onnxruntime", "scikit-learn"),
+    *("safetensors", "pillow", "psutil", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings", "ray"),
+    *("optuna-dashboard", "torchvision", "timm", "plotly", "matplotlib"),
+)
+_TIMEOUT_S = 10.0
+
+
+@functools.cache
+def cpu() -> dict[str, Any]:
+    """``model`` (text), ``stepping`` (family/model/stepping), ``flags`` (of :data:`CPU_FLAGS`), usable ``cores``."""
+    fields = _cpuinfo()
+    present = set(fields.get("flags", fields.get("Features", "")).split())
+    model = fields.get("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor()
+    numbers = [fields[k] for k in ("cpu family", "model", "stepping") if k in fields]
+    return {
+        "model": model or platform.machine(),
+        "stepping": "/".join(numbers),
+        "flags": frozenset(f for f in CPU_FLAGS if f in present),
+        "cores": usable_cores(),
+    }
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on (affinity respected where the system has it)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _sysctl(name: str) -> str:
+    return _command(["sysctl", "-n", name]) or "" if sys.platform == "darwin" else ""
+
+
+def _command(arguments: list[str], cwd: Path | None = None) -> str | None:
+    """Standard output of a command, or None where there is none or it fails."""
+    if shutil.which(arguments[0]) is None:
+        return None
+    try:
+        done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def governor() -> str | None:
+    """Frequency governor of the first core, None where the system does not tell (virtual machines)."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def load_average() -> float | None:
+    """Runnable processes averaged over the last minute, None where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+@functools.cache
+def gpus() -> list[dict[str, str]]:
+    """One entry a CUDA device: ``name``, ``uuid``, ``driver``, ``memory``, ``clock``; empty without nvidia-smi."""
+    keys = {
+        "name": "name",
+        "uuid": "uuid",
+        "driver": "driver_version",
+        "memory": "memory.total",
+        "clock": "clocks.max.sm",
+    }
+    text = _command(["nvidia-smi", f"--query-gpu={','.join(keys.values())}", "--format=csv,noheader"])
+    rows = [re.split(r",\s*", line) for line in (text or "").splitlines() if line.strip()]
+    return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+
+
+def version(distribution: str) -> str | None:
+    """Installed version of a distribution, from its metadata."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from ("…-dirty" with local changes), None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _command(["git", "rev-parse", "HEAD"], cwd=root)
+    if commit is None:
+        return None
+    changed = _command(["git", "status", "--porcelain", "--untracked-files=no"], cwd=root)
+    return f"{commit}-dirty" if changed else commit
+
+
+def environment() -> dict[str, Any]:
+    """What a run's ``environment.json`` holds: plain values only, nothing that names the user."""
+    import psutil
+
+    return {
+        "autocomp": autocomp.__version__,
+        "commit": git_commit(),
+        "machine": platform.machine(),
+        "cpu": cpu()["model"],
+        "cpu_flags": sorted(cpu()["flags"]),
+        "cores": cpu()["cores"],
+        "physical_cores": psutil.cpu_count(logical=False),
+        "governor": governor(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := version(name)) is not None},
+        "gpus": [dict(gpu) for gpu in gpus()],
+    }

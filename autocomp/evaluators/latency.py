@@ -1,0 +1,340 @@
+"""Latency, measured: candidate and float32 reference alternately, raw samples and conditions kept.
+
+What is reported is the median of the raw samples (:meth:`Measurement.median_s`) with
+:func:`latency_ci95`. A machine that others use is slower at one moment than at another, so for
+*ranking* measurements of different moments there is :func:`normalised_s`: the median of the ratios
+to the reference, which ran in the same moments, times one common reference latency.
+
+Disturbed samples are kept: medians bear up to half of them, and dropping "outliers" would report a
+machine that does not exist. A measurement whose reference runs over 25 % slower than the fastest
+reference seen on this device is taken once more; if the second is no better it stays, marked
+``interference`` in its conditions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import gc
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import autocomp
+from autocomp import environment
+from autocomp.core.hardware import Engine, Target
+from autocomp.core.outcome import Measurement
+from autocomp.core.run_folder import storage_errors, write_atomic
+from autocomp.evaluators.statistics import median_ci, ratio_ci
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CACHE_VERSION = 1
+
+
+@runtime_checkable
+class ExplainsLayers(Protocol):
+    """A runtime that can tell what precision each layer of an engine really runs in."""
+
+    def layer_precisions(self, engine: Engine) -> dict[str, str]:
+        """Weight name → "int8", "float32", ..."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimingRecipe:
+    """How long and how often.
+
+    Attributes:
+        warmup_s, warmup_runs: both are reached before the first sample.
+        target_s: all samples together aim at this, seconds.
+        samples, max_samples: least and most samples of each engine.
+        slow_run_s, slow_samples: from this run time on, fewer samples are enough.
+        interference: a reference slower than this times the fastest one seen is suspicious.
+        attempts: measurements in all before a suspicious one is accepted.
+    """
+
+    warmup_s: float = 0.1
+    warmup_runs: int = 5
+    target_s: float = 0.6
+    samples: int = 30
+    max_samples: int = 1000
+    slow_run_s: float = 0.2
+    slow_samples: int = 9
+    interference: float = 1.25
+    attempts: int = 2
+
+    def count(self, run_s: float, reference_run_s: float) -> int:
+        """Samples of each engine, from the seconds of one run of each."""
+        least = self.slow_samples if max(run_s, reference_run_s) > self.slow_run_s else self.samples
+        pair_s = max(run_s + reference_run_s, 1e-9)
+        return max(least, min(self.max_samples, round(self.target_s / pair_s)))
+
+
+class LatencyMeter:
+    """Builds, times and remembers. One measurement a device at a time, whatever the processes.
+
+    Args:
+        target: profile and runtime.
+        cache_dir: measurements are kept here as JSON; processes may share it.
+        clock: monotonic seconds; times the warm-up (engines time themselves).
+        recipe: how long and how often.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        cache_dir: Path,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        recipe: TimingRecipe | None = None,
+    ) -> None:
+        self.target = target
+        self.cache_dir = Path(cache_dir)
+        self.recipe = recipe or TimingRecipe()
+        self._clock = clock
+        self._references: dict[str, Engine] = {}
+
+    def __enter__(self) -> LatencyMeter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the reference engines."""
+        for engine in self._references.values():
+            engine.close()
+        self._references.clear()
+
+    def lookup(
+        self, key: str, example: np.ndarray, *, reference_key: str = "float32"
+    ) -> tuple[Measurement, int] | None:
+        """The remembered measurement and engine size, or None. Arguments as for :meth:`measure`."""
+        entry = _read_json(self._path("measurement", key, example, reference_key))
+        if entry is None:
+            return None
+        return Measurement.from_json(entry["measurement"]), int(entry["engine_bytes"])
+
+    def measure(
+        self,
+        key: str,
+        model: Callable[[], bytes],
+        example: np.ndarray,
+        reference: Callable[[], bytes],
+        *,
+        reference_key: str = "float32",
+        fresh: bool = False,
+    ) -> tuple[Measurement, int]:
+        """Latency of one inference on ``example``, and the size of the engine.
+
+        Args:
+            key: structure and precision of the network, not its weight values: what was measured
+                under it is used again, on this device with these versions and options.
+            model: makes the ONNX model; called only where nothing is remembered.
+            example: [n, ...] float32, a real input; n is the batch size.
+            reference: makes the ONNX model that is timed alternately.
+            reference_key: names that model.
+            fresh: measure again, whatever is remembered.
+
+        Returns:
+            Measurement (raw samples of both, seconds) and engine size in bytes.
+
+        Raises:
+            UnsupportedError: the runtime refuses the model.
+            StorageError: the cache folder cannot be written.
+        """
+        known = None if fresh else self.lookup(key, example, reference_key=reference_key)
+        if known is not None:
+            return known
+        path = self._path("measurement", key, example, reference_key)
+        with ExitStack() as stack:
+            engine = self._build(model(), example)
+            stack.callback(engine.close)
+            beside = self._reference(reference, example, reference_key)
+            stack.enter_context(_lease(self._device()))
+            if not fresh:
+                known = self.lookup(key, example, reference_key=reference_key)
+                if known is not None:
+                    return known
+            best_path = self._path("reference", "", example, reference_key)
+            measurement = self._time(engine, beside, example, best_path)
+            entry = {"key": key, "measurement": measurement.to_json(), "engine_bytes": engine.engine_bytes}
+            _write_json(path, entry)
+            return Measurement.from_json(entry["measurement"]), engine.engine_bytes
+
+    def _build(self, model: bytes, example: np.ndarray) -> Engine:
+        return self.target.runtime.build(model, self.target.profile, example)
+
+    def _reference(self, make: Callable[[], bytes], example: np.ndarray, reference_key: str) -> Engine:
+        name = f"{reference_key}:{example.shape}"
+        if name not in self._references:
+            self._references[name] = self._build(make(), example)
+        return self._references[name]
+
+    def _time(self, engine: Engine, beside: Engine, example: np.ndarray, best_path: Path) -> Measurement:
+        """Up to ``attempts`` measurements; the one with the fastest reference is kept."""
+        best = (_read_json(best_path) or {}).get("median_s")
+        tries: list[Measurement] = []
+        for _ in range(self.recipe.attempts):
+            tries.append(self._attempt(engine, beside))
+            if best is None or _reference_s(tries[-1]) <= best * self.recipe.interference:
+                break
+        chosen = min(tries, key=_reference_s)
+        median_s = _reference_s(chosen)
+        if best is None or median_s < best:
+            _write_json(best_path, {"median_s": median_s})
+        conditions = {
+            **self._conditions(engine, example),
+            **chosen.conditions,
+            "attempts": len(tries),
+            "reference_median_s": median_s,
+            "fastest_reference_s": min(median_s, best) if best is not None else median_s,
+            "interference": best is not None and median_s > best * self.recipe.interference,
+        }
+        return dataclasses.replace(chosen, conditions=conditions)
+
+    def _attempt(self, engine: Engine, beside: Engine) -> Measurement:
+        """Samples A B A B ...: both see the same minute."""
+        run_s, reference_run_s = self._warm_up(engine), self._warm_up(beside)
+        before = environment.load_average()
+        samples: list[float] = []
+        reference: list[float] = []
+        with _no_garbage_collection():
+            for _ in range(self.recipe.count(run_s, reference_run_s)):
+                samples.append(engine.time_once_s())
+                reference.append(beside.time_once_s())
+        conditions = {
+            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "load_before": before,
+            "load_after": environment.load_average(),
+        }
+        return Measurement(samples_s=tuple(samples), reference_s=tuple(reference), conditions=conditions)
+
+    def _warm_up(self, engine: Engine) -> float:
+        """Run until warm; the median seconds of the later half of the runs."""
+        taken: list[float] = []
+        start = self._clock()
+        while len(taken) < self.recipe.warmup_runs or self._clock() - start < self.recipe.warmup_s:
+            taken.append(engine.time_once_s())
+        return statistics.median(taken[len(taken) // 2 :])
+
+    def _conditions(self, engine: Engine, example: np.ndarray) -> dict[str, Any]:
+        runtime, profile = self.target.runtime, self.target.profile
+        return {
+            "autocomp": autocomp.__version__,
+            "target": profile.name,
+            "runtime": runtime.name,
+            "versions": runtime.versions(),
+            "options": dict(profile.options),
+            "cpu": environment.cpu()["model"],
+            "cores": environment.cpu()["cores"],
+            "governor": environment.governor(),
+            "batch_size": int(example.shape[0]),
+            "input_shape": [int(n) for n in example.shape[1:]],
+            "recipe": dataclasses.asdict(self.recipe),
+            "layer_precisions": runtime.layer_precisions(engine) if isinstance(runtime, ExplainsLayers) else {},
+        }
+
+    def _device(self) -> str:
+        """What only one process may time on at a once: the runtime's device, else this CPU."""
+        return self.target.runtime.versions().get("device", str(environment.cpu()["model"]))
+
+    def _path(self, kind: str, key: str, example: np.ndarray, reference_key: str) -> Path:
+        """File of what was measured under exactly these conditions."""
+        identity = {
+            "cache": _CACHE_VERSION,
+            "kind": kind,
+            "key": key,
+            "reference": reference_key,
+            "input": [str(example.dtype), *map(int, example.shape)],
+            "runtime": self.target.runtime.name,
+            "versions": self.target.runtime.versions(),
+            "options": {k: self.target.profile.options[k] for k in sorted(self.target.profile.options)},
+            "cpu": {**environment.cpu(), "flags": sorted(environment.cpu()["flags"])},
+            "recipe": dataclasses.asdict(self.recipe),
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        return self.cache_dir / f"{kind}-{digest}.json"
+
+
+def latency_ci95(measurement: Measurement, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median latency, seconds."""
+    return median_ci(measurement.samples_s, seed)
+
+
+def ratio_to_reference(measurement: Measurement, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Latency as a multiple of the reference's, from neighbouring samples: (ratio, 95 % interval)."""
+    return ratio_ci(measurement.samples_s, measurement.reference_s, seed)
+
+
+def normalised_s(measurement: Measurement, reference_s: float) -> float:
+    """Latency as it would be where the reference takes ``reference_s``; seconds, for ranking.
+
+    Not what is reported as measured: that is ``measurement.median_s()``. Without reference samples
+    it is the same as that.
+
+    Args:
+        measurement: with the reference's samples beside its own.
+        reference_s: the run's reference latency, seconds: one number for all that are compared.
+    """
+    if not measurement.reference_s:
+        return measurement.median_s()
+    pairs = zip(measurement.samples_s, measurement.reference_s, strict=True)
+    return statistics.median(a / b for a, b in pairs) * reference_s
+
+
+def _reference_s(measurement: Measurement) -> float:
+    return statistics.median(measurement.reference_s)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _lease(device: str) -> Iterator[None]:
+    """Exclusive use of a device for timing, among this user's processes on this machine.
+
+    The kernel gives the lock back at once when its holder dies, however it dies.
+    """
+    name = hashlib.sha256(device.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"autocomp-timing-{os.getuid()}-{name}.lock"
+    with storage_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``; None where there is no file or it holds something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with storage_errors(path):
+        write_atomic(path, json.dumps(data, indent=1).encode())

@@ -1,0 +1,148 @@
+"""Reading and adapting ONNX graphs for runtimes: biases of integer layers, precisions after optimisation."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from autocomp.errors import UnsupportedError
+
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+INTEGER_OPS = (
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+)
+_COPY = re.compile(r"_token_\d+$")  # ONNX Runtime's suffix for a node that replaces another
+_BIAS_OPS = ("Conv", "Gemm")
+
+
+def load(data: bytes) -> ModelProto:
+    """A parsed model; :class:`UnsupportedError` where the bytes are none."""
+    from google.protobuf.message import DecodeError
+
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise UnsupportedError(f"not an ONNX model: {len(data)} bytes that do not parse ({error})") from error
+    if not model.graph.node:
+        raise UnsupportedError(f"not an ONNX model: no nodes in {len(data)} bytes")
+    return model
+
+
+def quantize_biases(model: ModelProto) -> bool:
+    """Replace float32 biases of integer Conv and Gemm layers by int32 with a DequantizeLinear, in place.
+
+    An integer kernel adds the bias to its int32 sums, so the bias sits on the grid of the products:
+    scale = input scale × weight scale, zero point 0. Only layers whose input and weight both come
+    from a DequantizeLinear are touched.
+
+    Returns:
+        Whether anything changed.
+    """
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    changed = False
+    for node in [n for n in graph.node if n.op_type in _BIAS_OPS and len(n.input) > 2]:
+        scales = [_dequantize_scale(producers.get(name), values) for name in node.input[:2]]
+        bias = values.get(node.input[2])
+        if bias is None or scales[0] is None or scales[1] is None or scales[0].size != 1:
+            continue
+        if not _beta_is_one(node):
+            continue
+        scale = (scales[0].reshape(()) * scales[1].reshape(-1)).astype(np.float32)
+        floats = numpy_helper.to_array(bias).reshape(-1).astype(np.float64)
+        if scale.size not in (1, floats.size) or not (scale > 0).all():
+            continue
+        _insert_bias(graph, node, floats, np.broadcast_to(scale, floats.shape))
+        changed = True
+    if changed:
+        _drop_unused(graph)
+    return changed
+
+
+def _dequantize_scale(node: NodeProto | None, values: dict[str, object]) -> np.ndarray | None:
+    if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in values:
+        return None
+    return np.asarray(numpy_helper.to_array(values[node.input[1]]))
+
+
+def _beta_is_one(node: NodeProto) -> bool:
+    return all(a.f == 1.0 for a in node.attribute if a.name == "beta")
+
+
+def _insert_bias(graph: GraphProto, node: NodeProto, floats: np.ndarray, scale: np.ndarray) -> None:
+    limit = np.iinfo(np.int32)
+    integers = np.clip(np.rint(floats / scale), limit.min, limit.max).astype(np.int32)
+    name = f"{node.output[0]}_bias"
+    for suffix, array in (("int32", integers), ("scale", scale), ("zero", np.zeros_like(integers))):
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), f"{name}_{suffix}"))
+    dequantize = helper.make_node(
+        "DequantizeLinear",
+        [f"{name}_int32", f"{name}_scale", f"{name}_zero"],
+        [f"{name}_dequantized"],
+        name=f"{name}_DequantizeLinear",
+        axis=0,
+    )
+    graph.node.insert(list(graph.node).index(node), dequantize)
+    node.input[2] = f"{name}_dequantized"
+
+
+def _drop_unused(graph: GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str]:
+    """What became of each layer: weight name → "int8" where an integer kernel runs it, else "float32".
+
+    Args:
+        source: the model that was built, with names as exported.
+        optimised: the same after the runtime's graph optimisation.
+
+    Returns:
+        By weight initializer name in order of execution. Products of two activations have no
+        weight and are left out; a weight used by several layers counts as "int8" only if all are.
+    """
+    integer = [n for n in optimised.graph.node if n.op_type in INTEGER_OPS]
+    by_name = {_COPY.sub("", n.name) for n in integer if n.name}
+    by_input = {name for n in integer for name in n.input}
+    producers = {name: node for node in source.graph.node for name in node.output}
+    initializers = {i.name for i in source.graph.initializer}
+    out: dict[str, str] = {}
+    for node in source.graph.node:
+        if node.op_type not in LAYER_OPS:
+            continue
+        weight = _weight_name(node, producers, initializers)
+        if weight is None:
+            continue
+        runs_int8 = node.name in by_name if node.name else weight in by_input
+        if not runs_int8 or out.get(weight) == "float32":
+            out[weight] = "float32"
+        else:
+            out[weight] = "int8"
+    return out
+
+
+def _weight_name(node: NodeProto, producers: dict[str, NodeProto], initializers: set[str]) -> str | None:
+    """The initializer behind input 1 (or 0: a product may have its weight first)."""
+    for name in (node.input[1], node.input[0]):
+        current: str = name
+        while current not in initializers:
+            maker = producers.get(current)
+            if maker is None or maker.op_type not in ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape"):
+                break
+            current = maker.input[0]
+        if current in initializers:
+            return current
+    return None

@@ -1,0 +1,233 @@
+"""Hardware profiles: TOML files read strictly (schema: docs/hardware_profiles.md).
+
+A key that is not in the schema is an error, not a comment, and a number without unit and source is
+not accepted: what is unknown stays out of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocomp import runtimes
+from autocomp.core import shipped
+from autocomp.core.hardware import HardwareProfile, Placement, Target
+from autocomp.errors import AutocompError, ConfigError, UnsupportedError
+
+LAYER_KINDS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float8", "int8", "int4")
+
+# Dimension → unit → factor to the base unit (the one whose factor is 1).
+UNITS: Mapping[str, Mapping[str, float]] = {
+    "bytes": {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "time": {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "bandwidth": {"B/s": 1, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12, "MiB/s": 2**20, "GiB/s": 2**30},
+    "frequency": {"Hz": 1, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9},
+    "throughput": {"op/s": 1, "Gop/s": 1e9, "Top/s": 1e12},
+    "channels": {"channels": 1},
+    "threads": {"threads": 1},
+    "count": {"1": 1},
+}
+_WHOLE = ("bytes", "channels", "threads", "count")
+
+LIMITS = {"memory_bytes": "bytes", "flash_bytes": "bytes"}
+NUMBERS = {
+    "memory_bandwidth_bytes_per_s": "bandwidth",
+    "clock_hz": "frequency",
+    "launch_overhead_s": "time",
+    **{f"peak_{p}_ops_per_s": "throughput" for p in PRECISIONS},
+}
+_PLACEMENT = ("outputs", "elementwise", "symmetric")
+_SECTIONS = ("title", "runtime", "precisions", "placement", "channel_multiple", "limits", "options", "numbers")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks on one file, so that every message names the file and the key."""
+
+    path: Path
+
+    def error(self, key: str, message: str) -> ConfigError:
+        return ConfigError(f"{self.path}: {key}: {message}")
+
+    def known(self, found: Iterable[str], allowed: Iterable[str], section: str = "") -> None:
+        names = list(allowed)
+        for key in found:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
+                raise self.error(f"{section}.{key}" if section else key, f"unknown key; {hint}")
+
+    def table(self, data: Mapping[str, Any], key: str, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        value = data.get(key, default)
+        if not isinstance(value, Mapping):
+            raise self.error(key, f"must be a table, is {value!r}" if key in data else "missing; it is required")
+        return dict(value)
+
+    def text(self, data: Mapping[str, Any], key: str, section: str = "") -> str:
+        value = data.get(key)
+        if not isinstance(value, str) or not value.strip():
+            where = f"{section}.{key}" if section else key
+            raise self.error(
+                where, "missing; give a non-empty text" if value is None else f"must be text, is {value!r}"
+            )
+        return value
+
+    def number(self, value: Any, key: str, dimension: str) -> dict[str, Any]:
+        """``{value, unit, source}`` in base units: {"value", "unit", "source", "written"}."""
+        units = UNITS[dimension]
+        if not isinstance(value, Mapping):
+            example = f"{{ value = 1, unit = {next(iter(units))!r}, source = '...' }}"
+            raise self.error(key, f"must be a table such as {example}, is {value!r}")
+        self.known(value, ("value", "unit", "source"), key)
+        raw, unit = value.get("value"), value.get("unit")
+        if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw) or raw <= 0:
+            raise self.error(f"{key}.value", f"must be a number above 0, is {raw!r}")
+        if unit not in units:
+            raise self.error(f"{key}.unit", f"{unit!r} is no unit of {dimension}; allowed {', '.join(units)}")
+        source = self.text(value, "source", key)
+        base: float = raw * units[unit]
+        if dimension in _WHOLE:
+            if base != int(base):
+                raise self.error(f"{key}.value", f"must be a whole number of {dimension}, is {base:g}")
+            base = int(base)
+        name = next(u for u, factor in units.items() if factor == 1)
+        return {"value": base, "unit": name, "source": source, "written": f"{raw} {unit}"}
+
+
+def load_profile(name_or_path: str) -> HardwareProfile:
+    """A shipped profile by name, or any TOML file; figures come in base units (bytes, s, B/s, Hz).
+
+    Raises:
+        UnknownNameError: no such profile or runtime; the message has the nearest names.
+        ConfigError: the file breaks the schema; the message names file, key and remedy.
+    """
+    path = shipped.resolve("hw_profiles", "target", name_or_path)
+    read = _Reader(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    read.known(data, _SECTIONS)
+    title, runtime = read.text(data, "title"), read.text(data, "runtime")
+    if runtime not in runtimes.names():
+        raise read.error("runtime", f"unknown runtime {runtime!r}; known: {', '.join(runtimes.names())}")
+    sources: dict[str, Any] = {}
+    precisions = _precisions(read, data, sources)
+    placement = _placement(read, data, sources)
+    multiples = _numbers(read, data, "channel_multiple", dict.fromkeys(PRECISIONS, "channels"))
+    limits = _numbers(read, data, "limits", LIMITS)
+    numbers = _numbers(read, data, "numbers", NUMBERS)
+    options, option_numbers = _options(read, data, runtimes.module(runtime).OPTIONS)
+    for section, entries in (
+        ("channel_multiple", multiples),
+        ("limits", limits),
+        ("numbers", numbers),
+        ("options", option_numbers),
+    ):
+        sources.update({f"{section}.{key}": entry for key, entry in entries.items()})
+    return HardwareProfile(
+        name=path.stem,
+        title=title,
+        runtime=runtime,
+        precisions=precisions,
+        placement=placement,
+        channel_multiple={key: entry["value"] for key, entry in multiples.items()},
+        limits={key: entry["value"] for key, entry in limits.items()},
+        options=options,
+        numbers=sources,
+        path=path,
+    )
+
+
+def _precisions(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    table = read.table(data, "precisions")
+    read.known(table, LAYER_KINDS, "precisions")
+    out = {}
+    for kind in table:
+        entry, key = read.table(table, kind), f"precisions.{kind}"
+        read.known(entry, ("run", "source"), key)
+        run = entry.get("run")
+        if not isinstance(run, list) or not run or len(set(map(str, run))) != len(run):
+            raise read.error(f"{key}.run", f"must be a list of different precisions, is {run!r}")
+        for precision in run:
+            if precision not in PRECISIONS:
+                raise read.error(f"{key}.run", f"unknown precision {precision!r}; allowed {', '.join(PRECISIONS)}")
+        out[kind] = tuple(run)
+        sources[key] = {"source": read.text(entry, "source", key)}
+    if not out:
+        raise read.error("precisions", "empty; name at least one layer kind")
+    return out
+
+
+def _placement(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any]) -> Placement:
+    table = read.table(data, "placement", {})
+    read.known(table, (*_PLACEMENT, "source"), "placement")
+    if not table:
+        return Placement()
+    sources["placement"] = {"source": read.text(table, "source", "placement")}
+    flags = {key: table[key] for key in _PLACEMENT if key in table}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise read.error(f"placement.{key}", f"must be true or false, is {value!r}")
+    return Placement(**flags)
+
+
+def _numbers(
+    read: _Reader, data: Mapping[str, Any], section: str, dimensions: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    table = read.table(data, section, {})
+    read.known(table, dimensions, section)
+    return {key: read.number(value, f"{section}.{key}", dimensions[key]) for key, value in table.items()}
+
+
+def _options(
+    read: _Reader, data: Mapping[str, Any], schema: Mapping[str, str | tuple[Any, ...]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The runtime's ``OPTIONS``: a dimension's name for numbers, else the tuple of allowed values."""
+    table = read.table(data, "options", {})
+    read.known(table, schema, "options")
+    options: dict[str, Any] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for key, value in table.items():
+        allowed = schema[key]
+        if isinstance(allowed, str):
+            numbers[key] = read.number(value, f"options.{key}", allowed)
+            options[key] = numbers[key]["value"]
+        elif any(value == a and type(value) is type(a) for a in allowed):
+            options[key] = value
+        else:
+            shown = ", ".join(str(a).lower() if isinstance(a, bool) else repr(a) for a in allowed)
+            raise read.error(f"options.{key}", f"is {value!r}; allowed {shown}")
+    return options, numbers
+
+
+def load_target(name_or_path: str) -> Target:
+    """Profile and runtime; :class:`UnsupportedError` says what is missing and how to get it."""
+    profile = load_profile(name_or_path)
+    runtime = runtimes.find(profile.runtime)
+    missing = runtime.missing()
+    if missing is not None:
+        raise UnsupportedError(f"target {profile.name} cannot run here: {missing}")
+    return Target(profile=profile, runtime=runtime)
+
+
+def list_targets() -> list[dict[str, Any]]:
+    """Every shipped profile: ``name``, ``title``, ``runtime``, ``usable``, ``why_not`` ("" where usable)."""
+    rows = []
+    for name in shipped.names("hw_profiles"):
+        row: dict[str, Any] = {"name": name, "title": "", "runtime": "", "usable": False, "why_not": ""}
+        try:
+            profile = load_profile(name)
+        except AutocompError as error:
+            row["why_not"] = str(error)
+        else:
+            why = runtimes.find(profile.runtime).missing()
+            row |= {"title": profile.title, "runtime": profile.runtime, "usable": why is None, "why_not": why or ""}
+        rows.append(row)
+    return rows

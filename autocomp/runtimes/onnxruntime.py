@@ -1,0 +1,226 @@
+"""ONNX Runtime on this machine's CPU.
+
+Q/DQ models run as integer kernels where the graph optimiser recognises the pattern; which layers
+did is read back from the optimised graph (:meth:`OnnxRuntime.layer_precisions`), never assumed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocomp.core.hardware import Engine, HardwareProfile
+from autocomp.environment import cpu
+from autocomp.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Settings a profile may give (schema: docs/hardware_profiles.md); what it leaves out is ONNX Runtime's default.
+OPTIONS: dict[str, str | tuple[Any, ...]] = {
+    "intra_op_num_threads": "threads",
+    "graph_optimization": ("all", "extended", "basic", "disabled"),
+    "allow_spinning": (True, False),
+}
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+# It would turn the float32 weights of a layer between two quantized values into int8, per tensor:
+# a layer that was asked to stay float would lose accuracy that no simulation has seen. The int32
+# biases that it also makes, and that integer convolutions need, are written by ``_onnx_graph``.
+_DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+_QUIET = 4  # fatal only: every error reaches us as an exception as well
+_NODE = re.compile(r"""In Node, \("([^"]+)"|Name:'([^']+)'|[Nn]ode:? ?\(([^()]+)\)|Node \(([^()]+)\)""")
+
+
+class OnnxRuntimeEngine:
+    """A session with its fixed input bound once, so that timing copies nothing.
+
+    Args:
+        session: onnxruntime.InferenceSession with one input.
+        example: [n, ...] float32, the input that is timed.
+        engine_bytes: size of the optimised model.
+        layer_precisions: weight name → "int8" or "float32".
+    """
+
+    def __init__(
+        self, session: Any, example: np.ndarray, *, engine_bytes: int, layer_precisions: dict[str, str]
+    ) -> None:
+        import numpy as np
+        import onnxruntime as ort
+
+        self.layer_precisions = layer_precisions
+        self._engine_bytes = engine_bytes
+        self._session: Any = session
+        self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
+        fixed = np.ascontiguousarray(example, dtype=np.float32)
+        first = self.run(fixed)
+        self._binding: Any = session.io_binding()
+        self._binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(fixed))
+        self._binding.bind_ortvalue_output(
+            self._output, ort.OrtValue.ortvalue_from_shape_and_type(list(first.shape), first.dtype)
+        )
+
+    @property
+    def engine_bytes(self) -> int:
+        """Bytes of the model as ONNX Runtime optimised it for this CPU, int8 weights as int8."""
+        return self._engine_bytes
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """First output [n, ...] for float32 inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
+        import numpy as np
+
+        if self._session is None:
+            raise UnsupportedError("onnxruntime: the engine is closed; build it again")
+        try:
+            (output,) = self._session.run([self._output], {self._input: np.ascontiguousarray(inputs, np.float32)})
+        except _errors() as error:
+            raise UnsupportedError(_explain("cannot run the model", error)) from error
+        return np.asarray(output)
+
+    def time_once_s(self) -> float:
+        """Seconds of one inference on the example; input and output stay where they are."""
+        if self._session is None:
+            raise UnsupportedError("onnxruntime: the engine is closed; build it again")
+        run, binding = self._session.run_with_iobinding, self._binding
+        start = time.perf_counter()
+        run(binding)
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """Free the session. Twice is fine."""
+        self._binding = None
+        self._session = None
+
+
+class OnnxRuntime:
+    """CPUExecutionProvider, sequential execution, threads from the profile."""
+
+    name = "onnxruntime"
+
+    def missing(self) -> str | None:
+        """None when ONNX Runtime is installed."""
+        wanted = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
+        return f"{' and '.join(wanted)} not installed; pip install {' '.join(wanted)}" if wanted else None
+
+    def versions(self) -> dict[str, str]:
+        """Version, and the CPU with the instructions its integer kernels use."""
+        import onnxruntime as ort
+
+        return {
+            "onnxruntime": ort.__version__,
+            "device": f"{cpu()['model']}, {cpu()['cores']} cores",
+            "int8_instructions": int8_instructions(cpu()["flags"]),
+        }
+
+    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Engine:
+        """Optimise and load a model with one float32 input.
+
+        Args:
+            onnx_model: serialised ONNX; int8 layers as explicit QuantizeLinear / DequantizeLinear.
+            profile: its ``options`` are :data:`OPTIONS`.
+            example: [n, ...] float32, the input the engine is timed with.
+
+        Raises:
+            UnsupportedError: ONNX Runtime refuses the model; with the node's name where it tells.
+        """
+        missing = self.missing()
+        if missing is not None:
+            raise UnsupportedError(missing)
+        import onnxruntime as ort
+
+        from autocomp.runtimes import _onnx_graph as graphs
+
+        source = graphs.load(onnx_model)
+        prepared = source.SerializeToString() if graphs.quantize_biases(source) else onnx_model
+        with tempfile.TemporaryDirectory(prefix="autocomp-onnxruntime-") as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            try:
+                session = ort.InferenceSession(
+                    prepared,
+                    _session_options(profile, optimised),
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=_DISABLED_OPTIMIZERS,
+                )
+            except _errors() as error:
+                raise UnsupportedError(_explain("cannot build the model", error)) from error
+            engine_bytes = optimised.stat().st_size
+            precisions = graphs.layer_precisions(source, graphs.load(optimised.read_bytes()))
+        inputs = session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(i.name for i in inputs)
+            raise UnsupportedError(f"onnxruntime: the model has {len(inputs)} inputs ({names}); engines take one")
+        return OnnxRuntimeEngine(session, example, engine_bytes=engine_bytes, layer_precisions=precisions)
+
+    def layer_precisions(self, engine: Engine) -> dict[str, str]:
+        """Weight name (node name where it has none) → "int8" or "float32": what the engine really runs."""
+        return dict(engine.layer_precisions) if isinstance(engine, OnnxRuntimeEngine) else {}
+
+
+def runtime() -> OnnxRuntime:
+    """The runtime of this module."""
+    return OnnxRuntime()
+
+
+def int8_instructions(flags: frozenset[str]) -> str:
+    """The fastest integer dot product a CPU has, and a warning where products can saturate.
+
+    Without VNNI, uint8 × int8 pairs are summed in 16 bits and saturate: 255·127·2 > 32767. Weights
+    within ±63 avoid it. Source: ONNX Runtime documentation, "Quantize ONNX models", section
+    "When and why do I need to try U8U8?".
+    """
+    for flag, title in (
+        ("amx_int8", "AMX"),
+        ("avx512_vnni", "AVX-512 VNNI"),
+        ("avx_vnni", "AVX VNNI"),
+        ("i8mm", "Arm i8mm"),
+        ("asimddp", "Arm dot product"),
+    ):
+        if flag in flags:
+            return title
+    if flags & {"avx2", "avx512bw", "avx"}:
+        return "no VNNI: int8 sums may saturate at 16 bits, accuracy on this CPU can differ from the simulation"
+    return "none known"
+
+
+def _session_options(profile: HardwareProfile, optimised: Path) -> Any:
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = int(profile.options.get("intra_op_num_threads", 0))
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, _LEVELS[profile.options.get("graph_optimization", "all")]
+    )
+    if "allow_spinning" in profile.options:
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(profile.options["allow_spinning"])))
+    options.optimized_model_filepath = str(optimised)
+    return options
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its exceptions have no common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel")
+    own = [getattr(state, n) for n in (*names, "NoSuchFile", "NotImplemented", "RuntimeException") if hasattr(state, n)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _explain(what: str, error: Exception) -> str:
+    """One line: the node where ONNX Runtime names one, then what it says."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    found = _NODE.search(text)
+    node = next((g for g in found.groups() if g), None) if found else None
+    where = f" (node {node})" if node else ""
+    return f"onnxruntime: {what}{where}: {text[:400]}"
