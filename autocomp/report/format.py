@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
+from autocomp.core.steps import Choice
+from autocomp.errors import AutocompError
 
 NONE = "–"
 
@@ -14,8 +17,8 @@ CONSTRAINTS = {
     "max_latency_s": "latency at most",
     "max_latency_ms": "latency at most",
     "max_engine_bytes": "engine at most",
-    "max_drop": "metric may drop by",
-    "budget_bytes": "file at most",
+    "max_drop": "metric may drop by at most",
+    "budget": "file at most",
 }
 NEAREST = {
     "file_bytes": "smallest file",
@@ -33,9 +36,17 @@ def size(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}" if abs(value) < 1000 * factor else f"{value / factor:,.0f} {unit}"
+        if abs(value) >= 0.9995 * factor:
+            return f"{digits(value / factor)} {unit}"
     return f"{value:.0f} B"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, zeros kept, never an exponent: 2.8 → "2.80", 1234.5 → "1,234"."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
 
 
 def count(value: float | None) -> str:
@@ -48,8 +59,8 @@ def large(value: float | None) -> str:
     if value is None:
         return NONE
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
+        if value >= 0.9995 * factor:
+            return f"{digits(value / factor)} {unit}"
     return f"{value:.0f}"
 
 
@@ -71,22 +82,27 @@ def drop(value: float | None, metric: Mapping[str, str]) -> str:
 
 
 def score_interval(interval: tuple[float, float] | None, metric: Mapping[str, str]) -> str:
-    """"[96.78 %, 99.40 %]", or "" where there is none."""
-    return "" if interval is None else f"[{score(interval[0], metric)}, {score(interval[1], metric)}]"
+    """ "[96.78, 99.40] %", or "" where there is none."""
+    if interval is None:
+        return ""
+    low, high = (score(v, metric).partition(" ") for v in interval)
+    return f"[{low[0]}, {high[0]}] {high[2]}".rstrip()
 
 
 def latency(value_ms: float | None) -> str:
     """Milliseconds with three significant digits; microseconds below 0.1 ms."""
     if value_ms is None or not math.isfinite(value_ms):
         return NONE
-    if value_ms < 0.1:
-        return f"{1000 * value_ms:.3g} µs"
-    return f"{value_ms:.3g} ms" if value_ms < 1000 else f"{value_ms:,.0f} ms"
+    return f"{digits(1000 * value_ms)} µs" if value_ms < 0.1 else f"{digits(value_ms)} ms"
 
 
 def latency_interval(interval_ms: tuple[float, float] | None) -> str:
-    """"[1.27 ms, 1.36 ms]", or "" where there is none."""
-    return "" if interval_ms is None else f"[{latency(interval_ms[0])}, {latency(interval_ms[1])}]"
+    """ "[1.27, 1.36] ms", or "" where there is none."""
+    if interval_ms is None:
+        return ""
+    if interval_ms[1] < 0.1:
+        return f"[{digits(1000 * interval_ms[0])}, {digits(1000 * interval_ms[1])}] µs"
+    return f"[{digits(interval_ms[0])}, {digits(interval_ms[1])}] ms"
 
 
 def loss(value: float | None) -> str:
@@ -112,12 +128,12 @@ def times(reference: float | None, value: float | None) -> str:
     """How many times smaller (or faster) ``value`` is than ``reference``: "11.5×"."""
     if not reference or not value:
         return NONE
-    return f"{reference / value:.3g}×"
+    return f"{digits(reference / value)}×"
 
 
 def quantity(name: str, value: float, metric: Mapping[str, str]) -> str:
     """A limit or a nearest miss, by the unit its name ends in."""
-    if name.endswith("_bytes"):
+    if name.endswith("_bytes") or name == "budget":
         return f"{count(value)} bytes ({size(value)})"
     if name.endswith("_ms"):
         return latency(value)
@@ -129,7 +145,7 @@ def quantity(name: str, value: float, metric: Mapping[str, str]) -> str:
 
 
 def words(name: str) -> str:
-    """"max_drop" → what people call it."""
+    """ "max_drop" → what people call it."""
     return CONSTRAINTS.get(name) or NEAREST.get(name) or name.replace("_", " ")
 
 
@@ -161,30 +177,50 @@ def final_score(row: Row, metric: Mapping[str, str]) -> str:
     return f"{score(row.score_search, metric)} (search split)"
 
 
-def choices(row: Row) -> list[tuple[str, str]]:
-    """(unit, what was chosen) of a row's recipe; steps that cannot be read are shown by their kind."""
-    return [(unit, _steps(steps)) for unit, steps in row.recipe.items()]
+def choices(row: Row) -> dict[str, tuple[str, str]]:
+    """Unit → (label, full text) of its choice: ("k0.5", "quantize weights (step 0.5)")."""
+    return {unit: (_label(steps), _text(steps)) for unit, steps in row.recipe.items()}
 
 
-def _steps(steps: object) -> str:
+def recipe(row: Row, most: int = 4) -> str:
+    """A recipe in one line: how many units took each choice, the commonest first."""
+    counts: dict[str, int] = {}
+    for label, _ in choices(row).values():
+        counts[label] = counts.get(label, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    if not ranked:
+        return "float32"
+    text = ", ".join(f"{n} × {label}" for label, n in ranked[:most])
+    return text + (f", {len(ranked) - most} more" if len(ranked) > most else "")
+
+
+def legend(rows: Iterable[Row]) -> dict[str, str]:
+    """What the short labels of these rows' single steps mean, sorted."""
+    out = {}
+    for row in rows:
+        for steps in row.recipe.values():
+            for step in steps if isinstance(steps, list | tuple) else ():
+                out[_label([step])] = _text([step])
+    return dict(sorted(out.items()))
+
+
+def _label(steps: Any) -> str:
+    """The label of a choice; its full text where it is of a kind that this version does not know."""
+    try:
+        return Choice.from_json(list(steps)).label()
+    except (AutocompError, TypeError, ValueError, AttributeError):
+        return _text(steps)
+
+
+def _text(steps: Any) -> str:
     if not isinstance(steps, list | tuple):
         return str(steps)
     return " + ".join(_step(step) for step in steps) or "float"
 
 
-def _step(step: object) -> str:
+def _step(step: Any) -> str:
     if not isinstance(step, Mapping):
         return str(step)
     fields = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in step.items() if k != "kind")
     kind = str(step.get("kind", "?")).replace("_", " ")
     return f"{kind} ({fields})" if fields else kind
-
-
-def recipe(row: Row, most: int = 3) -> str:
-    """A recipe in one line: how many units took each choice, the commonest first."""
-    counts: dict[str, int] = {}
-    for _, chosen in choices(row):
-        counts[chosen] = counts.get(chosen, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    text = "; ".join(f"{n} × {chosen}" for chosen, n in ranked[:most])
-    return text + (f"; {len(ranked) - most} more" if len(ranked) > most else "") if ranked else "float32"

@@ -65,6 +65,7 @@ def page(summary: RunSummary, *, plotly_inline: bool = True) -> str:
             environment=_flat(summary.environment),
             final=[r for r in (summary.best, summary.float32, *summary.baselines.values()) if r is not None],
             slower=_slower(summary),
+            legend=fmt.legend(r for r in (*summary.pareto, summary.best) if r is not None),
             css=Markup((assets / "page.css").read_text(encoding="utf-8")),
             js=Markup((assets / "page.js").read_text(encoding="utf-8")),
             plotly=Markup(_plotly()) if plotly_inline else "",
@@ -77,9 +78,7 @@ def page(summary: RunSummary, *, plotly_inline: bool = True) -> str:
 def _environment() -> jinja2.Environment:
     import jinja2
 
-    return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _plotly() -> str:
@@ -99,7 +98,10 @@ def command(summary: RunSummary) -> str:
     for name in ("max_latency_s", "max_engine_bytes", "max_drop"):
         value = given.get(name)
         if value is not None:
-            words += [f"--{name.rpartition('_')[0] if name != 'max_drop' else name}".replace("_", "-"), _limit(name, value)]
+            words += [
+                f"--{name.rpartition('_')[0] if name != 'max_drop' else name}".replace("_", "-"),
+                _limit(name, value),
+            ]
     for name in ("weights", "data", "image_size", "normalize", "metric", "target", "space", "preset", "trials"):
         words += _flag(name, given, usual)
     for name in ("sampler", "storage", "jobs", "cluster", "finish", "seed"):
@@ -153,7 +155,9 @@ def chart_data(summary: RunSummary) -> dict[str, Any]:
         "groups": {name: [_point(r, summary) for r in rows] for name, rows in groups.items()},
         "budget_bytes": summary.budget_bytes,
         "budget": fmt.size(summary.budget_bytes),
-        "max_latency_ms": 1000 * summary.constraints["max_latency_s"] if "max_latency_s" in summary.constraints else None,
+        "max_latency_ms": 1000 * summary.constraints["max_latency_s"]
+        if "max_latency_s" in summary.constraints
+        else None,
         "loss": fmt.loss_label(summary),
         "metric": html.escape(f"{summary.metric['name']} (search split)"),
         "percent": summary.metric.get("unit") == "fraction",
@@ -182,7 +186,7 @@ def _point(row: Row, summary: RunSummary) -> dict[str, Any]:
         lines.append(f"{summary.metric['name']} {fmt.score(row.score_test, summary.metric)} (test)")
     if row.latency_ms is not None:
         lines.append(f"{fmt.latency(row.latency_ms)} ({row.latency_source or 'unknown source'})")
-    lines += [*fmt.recipe(row).split("; "), "meets the constraints" if row.feasible else "does not meet the constraints"]
+    lines += [fmt.recipe(row), "meets the constraints" if row.feasible else "does not meet the constraints"]
     return {
         "name": html.escape(row.name),
         "bytes": row.file_bytes,

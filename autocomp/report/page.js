@@ -33,7 +33,7 @@
   const narrow = matchMedia("(max-width: 640px)");
   const printing = matchMedia("print");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
   const state = { logX: true, logY: true };
 
   const positive = Object.values(data.groups).flat().map((p) => p.loss).filter((v) => v > 0);
@@ -47,9 +47,10 @@
   const layout = (more) => Object.assign({
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: narrow.matches ? 12 : 13 },
-    margin: { l: 60, r: 16, t: 12, b: 50 }, hovermode: "closest",
+    margin: { l: 60, r: 40, t: 12, b: 50 }, hovermode: "closest",
     hoverlabel: { align: "left", bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") } },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
+    modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("grey"), activecolor: colour("ink") },
   }, more);
   const limit = (x, text) => ({
     shapes: [{ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: colour("orange"), width: 1.5, dash: "dash" } }],
@@ -65,7 +66,7 @@
     ["best", "best", { symbol: "star", size: 19, color: colour("green"), line: { color: colour("card"), width: 1 } }],
   ];
 
-  function traces(x, y, joined, bars) {
+  function traces(x, y, bars) {
     return groups().map(([key, name, marker]) => {
       const points = data.groups[key].filter((p) => x(p) !== null && y(p) !== null);
       const trace = {
@@ -75,7 +76,6 @@
       if (key === "front") {
         marker.symbol = points.map((p) => (p.feasible ? "circle" : "circle-open"));
         marker.line = { width: 2, color: colour("blue") };
-        if (joined) { trace.mode = "lines+markers"; trace.line = { color: colour("blue"), width: 1.2, shape: "hv" }; }
       }
       if (key === "baselines") {
         trace.mode = "markers+text";
@@ -95,10 +95,23 @@
     }).filter((t) => t.x.length);
   }
 
+  // The attainment staircase of loss and size alone: with latency as a third objective the front holds more rows.
+  function staircase(x, y) {
+    const steps = [];
+    for (const p of data.groups.front.slice().sort((a, b) => a.bytes - b.bytes || a.loss - b.loss)) {
+      if (p.loss !== null && (!steps.length || p.loss < steps[steps.length - 1].loss)) steps.push(p);
+    }
+    return {
+      type: "scatter", mode: "lines", x: steps.map(x), y: steps.map(y), hoverinfo: "skip", showlegend: false,
+      line: { color: colour("blue"), width: 1.2, shape: "hv" },
+    };
+  }
+
+  const roundSizes = [-4, -3, -2, -1, 0, 1, 2, 3, 4, 5].flatMap((e) => [1, 2, 5].map((m) => Number((m * 10 ** e).toPrecision(1))));
   function drawSize() {
     const budget = data.budget_bytes === null ? null : data.budget_bytes / 1e6;
     const more = {
-      xaxis: axis("file size (MB = 1,000,000 bytes)", { type: state.logX ? "log" : "linear", dtick: state.logX ? "D2" : undefined, rangemode: "tozero" }),
+      xaxis: axis("file size (MB = 1,000,000 bytes)", state.logX ? { type: "log", tickvals: roundSizes, ticktext: roundSizes.map(String) } : { rangemode: "tozero" }),
       yaxis: axis(data.loss, { type: state.logY ? "log" : "linear", exponentformat: "power", dtick: state.logY ? 1 : undefined }),
     };
     if (budget !== null) {
@@ -110,7 +123,8 @@
       }];
     }
     const y = state.logY ? (p) => (p.loss === null ? null : Math.max(p.loss, floor)) : (p) => p.loss;
-    Plotly.react("plot-size", traces((p) => p.bytes / 1e6, y, true, false), layout(more), config);
+    const x = (p) => p.bytes / 1e6;
+    Plotly.react("plot-size", [staircase(x, y), ...traces(x, y, false)], layout(more), config);
   }
 
   function drawLatency() {
@@ -122,7 +136,7 @@
       yaxis: axis(data.metric + (data.percent ? " in %" : ""), {}),
     };
     if (data.max_latency_ms !== null) more.shapes = limit(data.max_latency_ms).shapes;
-    Plotly.react("plot-latency", traces((p) => p.ms, (p) => score(p.score), false, true), layout(more), config);
+    Plotly.react("plot-latency", traces((p) => p.ms, (p) => score(p.score), true), layout(more), config);
   }
 
   const quantities = { bits: "bits a weight", bytes: "bytes in the file", kl: "KL divergence (nats), this choice alone" };

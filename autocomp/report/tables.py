@@ -28,8 +28,8 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame([[getattr(r, c) for c in COLUMNS] for r in rows], columns=list(COLUMNS))
-    kinds = {name: "Int64" for name in INTEGERS}
-    kinds |= {name: "float64" for name in ("score_search", "score_test", "kl_search", "latency_ms")}
+    kinds = dict.fromkeys(INTEGERS, "Int64")
+    kinds |= dict.fromkeys(("score_search", "score_test", "kl_search", "latency_ms"), "float64")
     return table.astype(kinds)
 
 

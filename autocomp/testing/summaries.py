@@ -121,7 +121,7 @@ def _bits(step: float) -> float:
 
 
 def _score(kl: float) -> float:
-    return max(0.1, FLOAT32_SCORE - 0.09 * kl**1.5)
+    return max(0.1, FLOAT32_SCORE - 0.09 * math.pow(kl, 1.5))
 
 
 def _float32(weights: dict[str, int], *, latency: bool) -> Row:
@@ -149,7 +149,7 @@ def _trial(
     latency: bool,
     strength: float,
 ) -> Row:
-    int8 = bool(rng.random() < 0.6)
+    share = float(rng.choice([0.0, 0.6, 1.0]))
     choices = {}
     size, kl = 21_400.0, 0.001 * float(rng.random())
     for name, count in weights.items():
@@ -158,9 +158,9 @@ def _trial(
         size += count * _bits(step) / 8
         kl += sensitivity[name] * step**2
         steps: tuple[Any, ...] = (QuantizeWeights(step=step),)
-        choices[name] = Choice((*steps, QuantizeActivations()) if int8 else steps)
+        choices[name] = Choice((*steps, QuantizeActivations()) if rng.random() < share else steps)
     candidate = Candidate(choices)
-    duration = (1.31 if int8 else 2.86) + float(rng.normal(scale=0.03))
+    duration = 2.86 - 1.55 * share + float(rng.normal(scale=0.03))
     score = round(_score(kl) * TEST_IMAGES) / TEST_IMAGES
     return Row(
         name=f"trial {number}",
@@ -168,7 +168,7 @@ def _trial(
         candidate=candidate.id,
         feasible=(budget_bytes is None or size <= budget_bytes) and score >= 0.9917 - 0.01,
         file_bytes=int(size),
-        engine_bytes=(11_400_000 if int8 else 44_790_112) if latency else None,
+        engine_bytes=int(44_790_112 - 33_400_000 * share) if latency else None,
         score_search=score,
         kl_search=kl,
         latency_ms=duration if latency else None,
