@@ -129,6 +129,30 @@ def restore_statistics(
     return compressed.replace(tensors=tensors, steps=(*compressed.steps, "restore_statistics"))
 
 
+def restore_layer(
+    network: Network, layer: Layer, weight: Encoding, bias: FloatTensor, target: Tensor, output: Tensor
+) -> tuple[Encoding, FloatTensor]:
+    """What :func:`restore_statistics` does to one layer, from outputs that were computed already.
+
+    Args:
+        network: folded network.
+        layer: one of its layers, with a bias.
+        weight, bias: its encodings, not yet restored.
+        target: the float layer's output on some images.
+        output: the output with ``weight`` and ``bias`` decoded, on the same images.
+
+    Returns:
+        New weight and bias encodings.
+    """
+    axis = _output_axis(layer)
+    mean, variance, _ = _moments(target, axis)
+    gains = layer.name in network.folds and layer.calls == 1
+    site = _LayerSite(layer, weight, bias, mean, variance.sqrt() if gains else None, in_pass=True)
+    now_mean, now_variance, _ = _moments(output, axis)
+    new_weight, new_bias, _ = site.correction(now_mean, now_variance)
+    return new_weight, new_bias
+
+
 def decoded_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of ``module`` in eval mode with some parameters and buffers replaced, by state-dict key.
 
@@ -187,11 +211,11 @@ class _LayerSite:
         self._pool.add(mean, variance, count)
         if not self._in_pass:
             return output
-        _, bias, gain = self._correction(mean, variance)
+        _, bias, gain = self.correction(mean, variance)
         shift = bias.decode() - gain * self._bias.decode()
         return torch.addcmul(_along(shift, output, axis), output, _along(gain, output, axis))
 
-    def _correction(self, mean: Tensor, variance: Tensor) -> tuple[Encoding, FloatTensor, Tensor]:
+    def correction(self, mean: Tensor, variance: Tensor) -> tuple[Encoding, FloatTensor, Tensor]:
         """New weight, new bias and the gain that the stored scales really make, [channels]."""
         weight, gain = self._weight, torch.ones_like(mean)
         if self._std is not None:
@@ -204,7 +228,7 @@ class _LayerSite:
         """The layer's new encodings."""
         if not self._pool.count:
             return {}
-        weight, bias, _ = self._correction(*self._pool.result(self._layer.name))
+        weight, bias, _ = self.correction(*self._pool.result(self._layer.name))
         assert self._layer.bias is not None
         return {self._layer.weight: weight, self._layer.bias: bias}
 
