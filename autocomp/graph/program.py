@@ -1,0 +1,139 @@
+"""Execution of a captured graph with weights replaced, values quantized and values observed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autocomp.core.compressed import ActivationQuantizer
+from autocomp.graph import ops
+
+Environment = dict[fx.Node, Any]
+"""Results of executed nodes that something still reads."""
+
+Observer = Callable[[fx.Node, Any], None]
+
+
+def fake_quantize(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """What ONNX QuantizeLinear and DequantizeLinear make of ``x`` (float32, any shape).
+
+    ``(clamp(round(x / scale) + zero_point, low, high) - zero_point) * scale``: one float32 division,
+    ties to even, one float32 multiplication.
+    """
+    scale = torch.tensor(quantizer.scale, dtype=torch.float32, device=x.device)
+    low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
+    return (x / scale).round_().clamp_(low, high).mul_(scale)
+
+
+class Program:
+    """The nodes of a graph in order, with what can be freed behind each.
+
+    Attributes:
+        nodes: placeholders and operations; ``get_attr`` and output nodes are resolved on use.
+        tensors: state-dict key → tensor, and the graph's own constants.
+        position: node → index in ``nodes``.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.nodes = [n for n in graph.graph.nodes if n.op not in ("get_attr", "output")]
+        self.position = {node: i for i, node in enumerate(self.nodes)}
+        self.tensors: dict[str, Any] = {}
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                found: Any = graph
+                for part in str(node.target).split("."):
+                    found = getattr(found, part)
+                self.tensors[str(node.target)] = found
+        output = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+        assert isinstance(output, fx.Node)
+        self.output = output
+        last: dict[fx.Node, int] = {node: i for i, node in enumerate(self.nodes)}
+        for i, node in enumerate(self.nodes):
+            last.update(dict.fromkeys(ops.inputs_of(node), i))
+        last[output] = len(self.nodes)
+        self._dead: list[list[fx.Node]] = [[] for _ in range(len(self.nodes) + 1)]
+        for node, i in last.items():
+            if node.op != "get_attr":
+                self._dead[i].append(node)
+
+    def advance(
+        self,
+        environment: Environment,
+        start: int,
+        stop: int,
+        *,
+        inputs: Tensor | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        quantizers: Mapping[fx.Node, ActivationQuantizer] | None = None,
+        observe: Mapping[fx.Node, Observer] | None = None,
+    ) -> None:
+        """Execute nodes ``start`` to ``stop`` - 1 in place of ``environment``, freeing what nobody reads any more.
+
+        Args:
+            environment: results that nodes from ``start`` on read.
+            inputs: for the placeholder, where it is among the nodes.
+            tensors: replacements for :attr:`tensors`, by name.
+            quantizers: applied to a node's result, for all its readers.
+            observe: called with (node, result before quantization).
+        """
+        tensors, quantizers, observe = tensors or {}, quantizers or {}, observe or {}
+
+        def value(argument: Any) -> Any:
+            if isinstance(argument, fx.Node):
+                if argument.op != "get_attr":
+                    return environment[argument]
+                name = str(argument.target)
+                return tensors[name] if name in tensors else self.tensors[name]
+            if isinstance(argument, list | tuple):
+                return type(argument)(value(a) for a in argument)
+            if isinstance(argument, dict):
+                return {k: value(v) for k, v in argument.items()}
+            if isinstance(argument, slice):
+                return slice(value(argument.start), value(argument.stop), value(argument.step))
+            return argument
+
+        for i in range(start, stop):
+            node = self.nodes[i]
+            if node.op == "placeholder":
+                assert inputs is not None
+                result: Any = inputs
+            else:
+                assert callable(node.target)
+                result = node.target(*[value(a) for a in node.args], **{k: value(v) for k, v in node.kwargs.items()})
+            if node in observe:
+                observe[node](node, result)
+            if node in quantizers:
+                result = fake_quantize(result, quantizers[node])
+            environment[node] = result
+            for dead in self._dead[i]:
+                environment.pop(dead, None)
+
+    def result(self, environment: Environment, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's output, once everything ran."""
+        if self.output.op == "get_attr":
+            name = str(self.output.target)
+            return (tensors or {}).get(name, self.tensors[name])
+        found: Tensor = environment[self.output]
+        return found
+
+    def run(
+        self,
+        inputs: Tensor,
+        *,
+        tensors: Mapping[str, Tensor] | None = None,
+        quantizers: Mapping[fx.Node, ActivationQuantizer] | None = None,
+        observe: Mapping[fx.Node, Observer] | None = None,
+    ) -> Tensor:
+        """One forward pass; arguments as for :meth:`advance`."""
+        environment: Environment = {}
+        self.advance(
+            environment, 0, len(self.nodes), inputs=inputs, tensors=tensors, quantizers=quantizers, observe=observe
+        )
+        return self.result(environment, tensors)
+
+    def named(self, names: Collection[str]) -> dict[str, fx.Node]:
+        """Nodes by their fx name."""
+        return {n.name: n for n in self.nodes if n.name in names}
