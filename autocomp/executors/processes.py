@@ -1,0 +1,216 @@
+"""Evaluates in local worker processes, each started fresh (spawn) with pipes of its own.
+
+A worker's death is seen at once by the end of its pipe, and costs nothing but its own job: that job
+is started again on a new worker, up to ``ATTEMPTS`` times. Jobs carry a time limit that starts when
+a ready worker takes them; the worker of a job that exceeds it is killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+
+from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Job
+from autocomp.core.outcome import Failed, Outcome
+from autocomp.errors import ConfigError, UnsupportedError
+from autocomp.executors._worker import Broken, Ready, work
+
+
+@dataclass
+class _Worker:
+    """A process, its pipes (jobs and outcomes; a lifeline that closes with us), and what it is at."""
+
+    process: SpawnProcess
+    pipe: Connection
+    lifeline: Connection
+    ready: bool = False
+    job: Job | None = None
+    deadline: float | None = None
+
+
+class Processes:
+    """``jobs`` workers.
+
+    Args:
+        factory: picklable; called once in each worker.
+        jobs: number of workers.
+        timeout_s: seconds a job may take, or None.
+
+    Raises:
+        ConfigError: ``jobs`` below 1 or ``timeout_s`` not positive.
+    """
+
+    def __init__(self, factory: Factory, *, jobs: int, timeout_s: float | None = None) -> None:
+        if jobs < 1:
+            raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
+        if timeout_s is not None and timeout_s <= 0:
+            raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
+        self._context: SpawnContext = multiprocessing.get_context("spawn")
+        self._factory = factory
+        self._timeout_s = timeout_s
+        self._threads = max(1, cores() // jobs)
+        self._queue: deque[Job] = deque()
+        self._events: deque[Event] = deque()
+        self._unready_deaths = 0
+        self._workers: list[_Worker] = []
+        for _ in range(jobs):
+            self._workers.append(self._start())
+
+    def slots(self) -> int:
+        """Workers without a job, queued jobs taken off."""
+        free = sum(worker.job is None for worker in self._workers)
+        return max(0, free - len(self._queue))
+
+    def submit(self, job: Job) -> None:
+        """Queue ``job`` for the next free worker."""
+        if self.slots() == 0:
+            raise RuntimeError("submit() while slots() is 0")
+        self._queue.append(job)
+        self._assign()
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """The next job that is over; None after ``timeout_s``, or at once when there is no job.
+
+        Raises:
+            AutocompError: what the factory raised in a worker.
+            UnsupportedError: the workers cannot start at all.
+        """
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._events:
+            if not self._queue and all(worker.job is None for worker in self._workers):
+                return None
+            self._assign()
+            limits = [w.deadline for w in self._workers if w.deadline is not None]
+            until = min([*limits, *([give_up] if give_up is not None else [])], default=None)
+            patience = None if until is None else max(0.0, until - time.monotonic())
+            heard = wait([worker.pipe for worker in self._workers], patience)
+            for worker in [w for w in self._workers if w.pipe in heard]:
+                self._listen(worker)
+            self._enforce_limits()
+            if not heard and not self._events and give_up is not None and time.monotonic() >= give_up:
+                return None
+        return self._events.popleft()
+
+    def close(self) -> None:
+        """Kill the workers and wait for their end; jobs under way are dropped."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            self._bury(worker)
+        self._workers.clear()
+        self._queue.clear()
+        self._events.clear()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        life_theirs, life_ours = self._context.Pipe(duplex=False)
+        # The kernel ties a child to the thread that made it; only the main thread lives as long as we do.
+        tied = threading.current_thread() is threading.main_thread()
+        process = self._context.Process(
+            target=work,
+            args=(self._factory, theirs, life_theirs, self._threads, os.getpid() if tied else None),
+            name="autocomp-worker",
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        life_theirs.close()
+        return _Worker(process, ours, life_ours)
+
+    def _assign(self) -> None:
+        for worker in self._workers:
+            if not self._queue:
+                return
+            if worker.ready and worker.job is None:
+                job = self._queue.popleft()
+                try:
+                    worker.pipe.send(job)
+                except (BrokenPipeError, ConnectionResetError):
+                    # It died since we last heard; the end of its pipe will say so.
+                    worker.ready = False
+                    self._queue.appendleft(job)
+                    continue
+                worker.job = job
+                worker.deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+
+    def _listen(self, worker: _Worker) -> None:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace_dead(worker)
+            return
+        match message:
+            case Ready():
+                worker.ready = True
+                self._unready_deaths = 0
+            case Broken():
+                raise message.error() from None
+            case _:
+                self._end(worker, message)
+
+    def _end(self, worker: _Worker, outcome: Outcome) -> None:
+        if worker.job is not None:
+            self._events.append(Event(job=worker.job, outcome=outcome))
+        worker.job = worker.deadline = None
+
+    def _enforce_limits(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if worker.deadline is not None and now >= worker.deadline:
+                if worker.pipe.poll():  # finished in the last moment
+                    self._listen(worker)
+                    continue
+                worker.process.kill()
+                message = f"no outcome within {self._timeout_s:g} s; the worker was killed"
+                self._end(worker, Failed(stage="worker", kind="timeout", message=message))
+                self._replace(worker)
+
+    def _replace_dead(self, worker: _Worker) -> None:
+        worker.process.join()
+        how = _death(worker.process.exitcode)
+        if worker.job is None and not worker.ready:
+            self._unready_deaths += 1
+            if self._unready_deaths >= ATTEMPTS:
+                raise UnsupportedError(f"evaluation workers cannot start: they {how}; try --jobs 1 to see why")
+        elif worker.job is not None and worker.job.attempt < ATTEMPTS:
+            self._queue.appendleft(replace(worker.job, attempt=worker.job.attempt + 1))
+            worker.job = worker.deadline = None
+        elif worker.job is not None:
+            message = f"the worker {how}, {worker.job.attempt} times in a row"
+            self._end(worker, Failed(stage="worker", kind="died", message=message))
+        self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._bury(worker)
+        self._workers[self._workers.index(worker)] = self._start()
+
+    @staticmethod
+    def _bury(worker: _Worker) -> None:
+        worker.process.join()
+        worker.process.close()
+        worker.pipe.close()
+        worker.lifeline.close()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        return f"died of {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"ended with exit code {exitcode}"
+
+
+def make(factory: Factory, *, jobs: int = 1, timeout_s: float | None = None) -> Executor:
+    """The executor."""
+    return Processes(factory, jobs=jobs, timeout_s=timeout_s)

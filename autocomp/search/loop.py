@@ -1,0 +1,102 @@
+"""Keeps the executor busy until the coordinator has nothing left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autocomp.core.executor import Executor, Job
+from autocomp.core.outcome import Completed, Outcome
+from autocomp.core.progress import Progress, Silent
+from autocomp.search.coordinator import Coordinator
+from autocomp.search.front import pareto_mask
+from autocomp.search.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStats:
+    """What a search did, earlier runs of the same study included.
+
+    Attributes:
+        evaluations: finished rows that were evaluated, failures included.
+        cache_hits: rows that repeated a candidate.
+        failures: count by "stage/kind".
+        seconds: wall seconds of this run.
+    """
+
+    evaluations: int
+    cache_hits: int
+    failures: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def run_search(
+    coordinator: Coordinator,
+    executor: Executor,
+    *,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+    on_outcome: Callable[[Job, Outcome], None] | None = None,
+) -> SearchStats:
+    """Evaluate until the budget is spent, the sampler is exhausted or ``timeout_s`` has passed.
+
+    After the timeout no job is started; those under way are waited for. Ctrl-C goes up at once:
+    jobs under way have no outcome and are started again by the next run of the same study.
+
+    Args:
+        coordinator: hands out jobs.
+        executor: evaluates them; the caller closes it.
+        timeout_s: seconds after which nothing more is started.
+        progress: told of each finished evaluation.
+        on_outcome: called with each outcome, after it is safely in the study.
+    """
+    progress = progress or Silent()
+    start = time.monotonic()
+    while True:
+        late = timeout_s is not None and time.monotonic() - start >= timeout_s
+        while not late and executor.slots() > 0:
+            job = coordinator.ask()
+            if job is None:
+                break
+            executor.submit(job)
+        if coordinator.running == 0:
+            break
+        event = executor.next_event()
+        if event is None:
+            continue
+        if coordinator.tell(event.job.number, event.outcome):
+            progress.advance(1, **facts(coordinator))
+            if on_outcome is not None:
+                on_outcome(event.job, event.outcome)
+    return SearchStats(
+        evaluations=coordinator.evaluations,
+        cache_hits=coordinator.cache_hits,
+        failures=coordinator.failures,
+        seconds=time.monotonic() - start,
+    )
+
+
+def facts(coordinator: Coordinator) -> dict[str, object]:
+    """Failures, size of the front and the best feasible row so far, for a progress line."""
+    records = [r for r in coordinator.records.values() if r.cached_from is None]
+    completed = [r for r in records if isinstance(r.outcome, Completed)]
+    values = [r.values(coordinator.objectives) or [] for r in completed]
+    best = min((r for r in completed if r.feasible), key=_loss, default=None)
+    return {
+        "failures": sum(coordinator.failures.values()),
+        "front": int(pareto_mask(values).sum()) if values else 0,
+        "best": _text(best),
+    }
+
+
+def _loss(record: Record) -> tuple[float, int]:
+    assert isinstance(record.outcome, Completed)
+    return record.outcome.kl, record.outcome.file_bytes
+
+
+def _text(record: Record | None) -> str:
+    if record is None or not isinstance(record.outcome, Completed):
+        return "none feasible yet"
+    outcome = record.outcome
+    return f"{outcome.file_bytes / 1e6:.3f} MB, loss {outcome.kl:.4g}, score {outcome.score:.4g}"

@@ -1,0 +1,200 @@
+"""The solver first, its neighbours next, Optuna around it.
+
+Behind the plan, rows follow a fixed schedule of four: two neighbours of the best feasible rows, one
+row that widens the front over all sizes, one TPE row kept within a step of the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+
+from autocomp.core.candidate import Candidate
+from autocomp.errors import InfeasibleError
+from autocomp.planner.neighbours import propose
+from autocomp.planner.plan import solve
+from autocomp.search.front import pareto_mask
+from autocomp.search.records import CANDIDATE
+from autocomp.search.sampler import Sampler, SamplerContext, derived_seed, tried_ids, untried_near
+from autocomp.search.samplers._optuna import draw
+from autocomp.search.samplers._residual import fit_residual
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+_BASES = 4
+"""So many of the best rows are tried as a base before giving up on neighbours."""
+_GREED = 0.5
+"""Chance that the best row is the base, then the next, ... (geometric)."""
+_SIMILAR = 3.0
+"""The residual is learnt on rows whose predicted loss is within this factor of the base's."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Completed rows: candidates, values [n, objectives], violation [n] (0 where feasible)."""
+
+    candidates: list[Candidate]
+    values: NDArray[np.float64]
+    violation: NDArray[np.float64]
+
+    def best_first(self) -> list[int]:
+        """Feasible rows by rising loss, then the others by rising violation."""
+        return list(np.lexsort((self.values[:, 1], self.values[:, 0], self.violation)))
+
+    def front_by_size(self) -> list[int]:
+        """Rows of the front in loss and bytes, by rising bytes, one a size."""
+        plane = self.values[:, :2]
+        _, first = np.unique(plane, axis=0, return_index=True)
+        on_front = first[pareto_mask(plane[first])]
+        return list(on_front[np.argsort(plane[on_front, 1], kind="stable")])
+
+
+class HybridSampler:
+    """See the module.
+
+    Args:
+        context: space, price table, plan, budget, seed. Without a price table neighbours are random steps.
+    """
+
+    def __init__(self, context: SamplerContext) -> None:
+        self._context = context
+        self._starts = context.starts()
+
+    def suggest(self, study: Study, number: int) -> dict[str, int] | None:
+        """See :class:`autocomp.search.sampler.Sampler`."""
+        context, tried = self._context, tried_ids(study)
+        if number < len(self._starts) and self._starts[number].id not in tried:
+            return context.space.encode(self._starts[number])
+        rng = np.random.default_rng(derived_seed(context.seed, number))
+        rows = self._rows(study)
+        near, across, tpe = self._near_budget, self._across_sizes, self._optuna
+        orders: tuple[tuple[Callable[..., Candidate | None], ...], ...] = (
+            (near, across),
+            (across, near),
+            (near, across),
+            (tpe, near),
+        )
+        for source in orders[(number - len(self._starts)) % len(orders)] if rows.candidates else (self._optuna,):
+            candidate = source(study, number, rows, tried, rng)
+            if candidate is not None and candidate.id not in tried:
+                return context.space.encode(candidate)
+        base = context.space.encode(rows.candidates[rows.best_first()[0]]) if rows.candidates else {}
+        return untried_near(context.space, base, tried, rng)
+
+    def _rows(self, study: Study) -> _Rows:
+        trials = [
+            t
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if CANDIDATE in t.user_attrs and t.values is not None
+        ]
+        return _Rows(
+            candidates=[self._context.space.decode(t.params) for t in trials],
+            values=np.array([t.values for t in trials], dtype=np.float64).reshape(len(trials), -1),
+            violation=np.array([sum(max(0.0, v) for v in t.constraints.values()) for t in trials], dtype=np.float64),
+        )
+
+    def _near_budget(
+        self, _study: Study, _number: int, rows: _Rows, tried: set[str], rng: np.random.Generator
+    ) -> Candidate | None:
+        """A neighbour, inside the budget, of one of the best rows."""
+        order = rows.best_first()
+        start = min(int(rng.geometric(_GREED)) - 1, len(order) - 1)
+        for index in (order[start:] + order[:start])[:_BASES]:
+            found = self._neighbour(rows, index, self._predicted_budget(rows), tried, rng)
+            if found is not None:
+                return found
+        return None
+
+    def _across_sizes(
+        self, _study: Study, _number: int, rows: _Rows, tried: set[str], rng: np.random.Generator
+    ) -> Candidate | None:
+        """The solver's answer in the middle of the front's widest gap, else a neighbour of any front row."""
+        front, prices = rows.front_by_size(), self._context.prices
+        sizes = rows.values[front, 1]
+        if prices is not None and len(front) > 1:
+            gap = int(np.argmax(np.diff(np.log(np.maximum(sizes, 1.0)))))
+            middle = int(np.sqrt(sizes[gap] * sizes[gap + 1]))
+            runs_int8 = any(c.get("activations") is not None for c in rows.candidates[front[gap]].values())
+            try:
+                found = solve(prices, middle, execution="int8" if runs_int8 else "float32").candidate
+            except InfeasibleError:
+                found = None
+            if found is not None and found.id not in tried and found in self._context.space:
+                return found
+        return self._neighbour(rows, front[int(rng.integers(len(front)))], None, tried, rng)
+
+    def _optuna(
+        self, study: Study, number: int, rows: _Rows, _tried: set[str], _rng: np.random.Generator
+    ) -> Candidate | None:
+        """TPE's draw, each parameter at most one step from the best row: the full range never comes near it."""
+        space = self._context.space
+        params = draw(TPESampler(seed=derived_seed(self._context.seed, number, "tpe")), study, number, space)
+        if rows.candidates:
+            base = space.encode(rows.candidates[rows.best_first()[0]])
+            params = {name: min(max(value, base[name] - 1), base[name] + 1) for name, value in params.items()}
+        return space.decode(params)
+
+    def _neighbour(
+        self, rows: _Rows, index: int, budget_bytes: int | None, tried: set[str], rng: np.random.Generator
+    ) -> Candidate | None:
+        base, context = rows.candidates[index], self._context
+        if context.prices is None:
+            params = untried_near(context.space, context.space.encode(base), tried, rng)
+            return None if params is None else context.space.decode(params)
+        return propose(
+            context.prices,
+            context.space,
+            base,
+            budget_bytes=budget_bytes,
+            rng=rng,
+            tried=tried,
+            residual=self._residual(rows, index),
+        )
+
+    def _residual(self, rows: _Rows, index: int) -> Callable[[Candidate], float] | None:
+        """The learnt error of the prediction among rows like ``index``."""
+        predicted = self._predicted(rows)
+        if predicted is None or not np.isfinite(predicted[index]):
+            return None
+        low, high = predicted[index] / _SIMILAR, predicted[index] * _SIMILAR
+        like = [i for i, p in enumerate(predicted) if low <= p <= high]
+        errors = [float(rows.values[i, 0] - predicted[i]) for i in like]
+        return fit_residual(self._context.space, [rows.candidates[i] for i in like], errors)
+
+    def _predicted(self, rows: _Rows) -> NDArray[np.float64] | None:
+        """Predicted loss of each row, NaN where a choice was never priced."""
+        prices = self._context.prices
+        if prices is None:
+            return None
+        out = np.full(len(rows.candidates), np.nan)
+        for i, candidate in enumerate(rows.candidates):
+            try:
+                out[i] = prices.predicted_kl(candidate)
+            except KeyError:
+                continue
+        return out
+
+    def _predicted_budget(self, rows: _Rows) -> int | None:
+        """The budget in predicted bytes: less what nine files in ten took beyond their prediction."""
+        prices, budget = self._context.prices, self._context.budget_bytes
+        if prices is None or budget is None:
+            return budget
+        beyond = []
+        for candidate, size in zip(rows.candidates, rows.values[:, 1], strict=True):
+            try:
+                beyond.append(size - prices.file_bytes(candidate))
+            except KeyError:
+                continue
+        return budget - max(0, int(np.ceil(np.quantile(beyond, 0.9)))) if beyond else budget
+
+
+def make(context: SamplerContext) -> Sampler:
+    """The sampler."""
+    return HybridSampler(context)
