@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import operator
 import re
 import warnings
@@ -37,17 +39,40 @@ def first_tensor(output: Any) -> Tensor:
     raise TypeError(f"the model returns no tensor but {type(output).__name__}")
 
 
+_CHATTY = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx._internal.exporter._registration",
+    "torch.onnx._internal.exporter._schemas",
+    "onnxscript",
+    "onnx_ir",
+)
+
+
 @contextlib.contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Tracing without gradients, warnings and the fused attention kernel that hides its weights."""
+    """Tracing without gradients, messages and the fused attention kernel that hides its weights.
+
+    Torch prints the partial graph and logs advice where it cannot trace; the exception says enough.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
+    levels = {name: logging.getLogger(name).level for name in _CHATTY}
     torch.backends.mha.set_fastpath_enabled(False)
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sink = io.StringIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def one_line(error: BaseException) -> str:

@@ -67,7 +67,7 @@ def fold_module(root: nn.Module, layer_path: str, norm_path: str) -> Fold:
             f"cannot fold {norm_path!r} ({type(norm).__name__}) into {layer_path!r} ({type(layer).__name__}); "
             "give the architecture that the weights belong to"
         )
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    channels = int(getattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels"))
     if norm.num_features != channels:
         raise DataError(f"{norm_path!r} has {norm.num_features} channels but {layer_path!r} has {channels}")
     factor, offset = affine(norm)

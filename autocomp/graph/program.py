@@ -83,10 +83,7 @@ class Program:
 
         def value(argument: Any) -> Any:
             if isinstance(argument, fx.Node):
-                if argument.op != "get_attr":
-                    return environment[argument]
-                name = str(argument.target)
-                return tensors[name] if name in tensors else self.tensors[name]
+                return self.value(argument, environment, tensors)
             if isinstance(argument, list | tuple):
                 return type(argument)(value(a) for a in argument)
             if isinstance(argument, dict):
@@ -111,12 +108,16 @@ class Program:
             for dead in self._dead[i]:
                 environment.pop(dead, None)
 
+    def value(self, node: fx.Node, environment: Environment, tensors: Mapping[str, Tensor]) -> Any:
+        """The result of one node: a constant, or what the environment holds."""
+        if node.op != "get_attr":
+            return environment[node]
+        name = str(node.target)
+        return tensors[name] if name in tensors else self.tensors[name]
+
     def result(self, environment: Environment, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output, once everything ran."""
-        if self.output.op == "get_attr":
-            name = str(self.output.target)
-            return (tensors or {}).get(name, self.tensors[name])
-        found: Tensor = environment[self.output]
+        found: Tensor = self.value(self.output, environment, tensors or {})
         return found
 
     def run(

@@ -37,7 +37,7 @@ def build_network(model: nn.Module, example: Tensor) -> Network:
     Raises:
         DataError: the model does not run on ``example``, or its weights are not finite.
     """
-    module = _copied(model)
+    module = float_copy(model)
     batch = _two_samples(example)
     expected = _run(module, batch, example)
     check_finite(module)
@@ -48,8 +48,19 @@ def build_network(model: nn.Module, example: Tensor) -> Network:
         return _without_graph(module, example, str(error))
     except EXPORT_ERRORS as error:
         return _without_graph(module, example, one_line(error))
-    folded = _fold(module, graph, batch, expected)
-    return assemble(folded, batch)
+    return assemble(_fold(module, graph, batch, expected), batch)
+
+
+def network_of(module: nn.Module, example: Tensor) -> Network:
+    """The network of a module as it is: nothing is copied or folded. Arguments and errors as above."""
+    batch = _two_samples(example)
+    _run(module, batch, example)
+    try:
+        graph = capture(module, batch)
+    except NotTraceableError as error:
+        return _without_graph(module, batch, str(error))
+    reasons = dict.fromkeys(fold.norms(module), "it was not folded when the file was written")
+    return assemble(Folded(module, graph, {}, reasons), batch)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def check_finite(module: nn.Module) -> None:
             )
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def float_copy(model: nn.Module) -> nn.Module:
     """A float32 copy in eval mode, without gradients, on the CPU."""
     module = copy.deepcopy(model).eval().cpu()
     for tensor in (*module.parameters(), *module.buffers()):

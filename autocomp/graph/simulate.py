@@ -1,0 +1,78 @@
+"""A compressed network as an ``nn.Module``: decoded weights and int8 activations with ONNX semantics."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.network import Network
+from autocomp.errors import UnsupportedError
+from autocomp.graph.program import Program
+
+
+def decoded(network: Network, compressed: CompressedModel) -> dict[str, Tensor]:
+    """State-dict key → float32 tensor for what ``compressed`` holds, as it is after decoding."""
+    del network
+    return {name: encoding.decode() for name, encoding in compressed.tensors.items()}
+
+
+def quantizer_nodes(
+    program: Program, network: Network, quantizers: Mapping[str, ActivationQuantizer]
+) -> dict[fx.Node, ActivationQuantizer]:
+    """Value key → quantizer, by node. Unknown keys raise UnsupportedError."""
+    unknown = [key for key in quantizers if key not in network.values]
+    if unknown:
+        raise UnsupportedError(f"the network has no value {unknown[0]!r} to quantize; calibrate this network again")
+    nodes = program.named({network.values[key].node for key in quantizers})
+    return {nodes[network.values[key].node]: q for key, q in quantizers.items()}
+
+
+class Simulation(nn.Module):
+    """The graph with some tensors and values replaced. Its tensors are no parameters: it is for scoring."""
+
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], quantizers: Mapping[fx.Node, ActivationQuantizer]
+    ) -> None:
+        super().__init__()
+        self._program = program
+        self._tensors: dict[str, Any] = {**program.tensors, **tensors}
+        self._quantizers = dict(quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, ...] → the network's first output tensor."""
+        return self._program.run(x, tensors=self._tensors, quantizers=self._quantizers)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulation:
+        self._tensors = {k: fn(v) if isinstance(v, Tensor) else v for k, v in self._tensors.items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
+    """A module that computes what the compressed network computes, in eval mode.
+
+    Weights are ``compressed.tensors`` after decoding (others as in ``network.module``); values named in
+    ``compressed.activations`` go through :func:`~autocomp.graph.program.fake_quantize`. Integer kernels
+    compute the same up to the rounding of float32 sums, so a value may differ by one step where a sum
+    lies at a tie.
+
+    Raises:
+        UnsupportedError: quantized activations without a graph, or at values the network does not have.
+    """
+    tensors = decoded(network, compressed)
+    if network.graph is not None:
+        program = Program(network.graph)
+        return Simulation(program, tensors, quantizer_nodes(program, network, compressed.activations)).eval()
+    if compressed.activations:
+        raise UnsupportedError(f"int8 activations need the network's graph, and there is none: {network.no_graph}")
+    module = copy.deepcopy(network.module)
+    with torch.no_grad():
+        for name, target in module.state_dict(keep_vars=True).items():
+            if name in tensors:
+                target.copy_(tensors[name])
+    return module.eval()
