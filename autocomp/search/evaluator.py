@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from autocomp.evaluators.latency import LatencyMeter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
 from autocomp.runtimes.export import OnnxExporter
+from autocomp.search.job import Stage
 from autocomp.search.session import Session, open_session
 from autocomp.survey.survey import Survey, load_survey
 from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
@@ -43,8 +41,6 @@ class Evaluator:
     def __init__(self, session: Session, survey: Survey) -> None:
         self.session = session
         self.survey = survey
-        self.stage = "build"
-        self._seconds: dict[str, float] = {}
 
     # what is measured against
 
@@ -73,13 +69,6 @@ class Evaluator:
         return stitch(self.session.network, Candidate({}), self._lookup)
 
     # the steps
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        self.stage = stage
-        begin = time.perf_counter()
-        yield
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begin
 
     def _lookup(self, unit: str, choice: Choice) -> dict[str, Encoding]:
         """Encodings of a choice: the survey's where it was priced, else made here (baselines)."""
@@ -165,13 +154,14 @@ class Evaluator:
 
     def evaluate(self, candidate: Candidate, path: Path) -> Completed:
         """All of it; the file is left at ``path``."""
-        self._seconds = {}
-        with self._timed("build"):
+        seconds: dict[str, float] = {}
+        with Stage("build", seconds):
             compressed = self.realise(candidate)
+        with Stage("size", seconds):
             file_bytes = self.write(compressed, path)
-        with self._timed("quality"):
+        with Stage("quality", seconds):
             quality = self.quality(compressed)
-        with self._timed("latency"):
+        with Stage("latency", seconds):
             timing = self.latency(compressed)
         return Completed(
             file_bytes=file_bytes,
@@ -179,12 +169,17 @@ class Evaluator:
             score=quality.score,
             latency=timing[0] if timing else None,
             engine_bytes=timing[1] if timing else None,
-            seconds=dict(self._seconds),
+            seconds=seconds,
         )
 
     def path_of(self, candidate: Candidate) -> Path:
         """Where an evaluated candidate's file lies until the front is known."""
         return self.session.run.cache / "candidates" / f"{candidate.id}.autocomp"
+
+    def kept_path(self, candidate: Candidate) -> Path | None:
+        """Where the file of a candidate evaluated earlier lies, or None where it was not kept."""
+        places = (self.path_of(candidate), self.session.run.candidates / f"{candidate.id}.autocomp")
+        return next((p for p in places if p.is_file()), None)
 
     def __call__(self, job: Job) -> Outcome:
         return self.evaluate(job.candidate, self.path_of(job.candidate))

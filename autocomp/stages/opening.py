@@ -6,14 +6,20 @@ import dataclasses
 import json
 from pathlib import Path
 
+from autocomp.coding.tensors import encode_tensor
+from autocomp.config import write_config
+from autocomp.core.encodings import FloatTensor
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
-from autocomp.core.run_folder import RunFolder
+from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
 from autocomp.core.steps import FLOAT
+from autocomp.core.workload import Workload
+from autocomp.environment import environment
 from autocomp.errors import CorruptFileError, UnsupportedError
-from autocomp.search.session import Session
+from autocomp.search.session import Session, open_session
 from autocomp.stages.limits import unreachable_budget
+from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
 
 
 def settings_of(run: RunFolder) -> Settings:
@@ -65,15 +71,28 @@ def resolve_budget(settings: Settings, float32_bytes: int, progress: Progress) -
     return settings
 
 
+def open_run(settings: Settings, run: RunFolder, workload: Workload | None, progress: Progress) -> Session:
+    """Workload, network, target and space of the run; its settings and environment are written down."""
+    session = open_session(settings, run, workload=workload, progress=progress)
+    settings = resolve_budget(settings, session.workload.float32_bytes(), progress)
+    session = dataclasses.replace(session, settings=settings)
+    run.check_identity({"fingerprint": session.workload.fingerprint})
+    run.write_json(run.cache / "settings.json", settings.to_json())
+    run.write_json(run.environment, environment())
+    with storage_errors(run.path):
+        write_config(settings, run.config)
+    for skipped in session.network.skipped:
+        progress.note(f"{skipped.name} stays float32: {skipped.reason}")
+    for note in session.space.notes:
+        progress.note(note)
+    return session
+
+
 def smallest_estimate(session: Session) -> int:
     """Coded bytes with every unit at its coarsest choice, rounded to nearest: a quick look before the survey.
 
     Compensated rounding spreads symbols a little further, so this is at most what the survey will find.
     """
-    from autocomp.coding.tensors import encode_tensor
-    from autocomp.core.encodings import FloatTensor
-    from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
-
     state = session.network.module.state_dict()
     decided: set[str] = set()
     total = 0

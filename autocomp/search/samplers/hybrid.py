@@ -70,8 +70,10 @@ class HybridSampler:
     def suggest(self, study: Study, number: int) -> dict[str, int] | None:
         """See :class:`autocomp.search.sampler.Sampler`."""
         context, tried = self._context, tried_ids(study)
-        if number < len(self._starts) and self._starts[number].id not in tried:
-            return context.space.encode(self._starts[number])
+        # the first that was not tried: a study asked again under another budget has a new plan
+        start = next((s for s in self._starts if s.id not in tried), None)
+        if start is not None:
+            return context.space.encode(start)
         rng = np.random.default_rng(derived_seed(context.seed, number))
         rows = self._rows(study)
         near, across, tpe = self._near_budget, self._across_sizes, self._optuna

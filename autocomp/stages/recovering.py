@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Completed
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
-from autocomp.evaluators.quality import judge
+from autocomp.evaluators.quality import Scored, judge
 from autocomp.finish import find_finish
 from autocomp.search.evaluator import Evaluator
+from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import latency_fields, make_row
 
@@ -76,11 +80,6 @@ def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
 
 def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_score: float) -> tuple[str, ...]:
     """What the exported engine itself scores on the test split, beside the simulation."""
-    import numpy as np
-    import torch
-
-    from autocomp.evaluators.quality import Scored
-
     session = evaluator.session
     profile = session.target.profile
     example = session.workload.example(1).numpy()
@@ -100,3 +99,49 @@ def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_sc
         f"(simulation {simulated_score:.4f})"
     )
     return (text,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the finish stage leaves.
+
+    Attributes:
+        rows: every evaluated row, finalists in their final form, finished forms added.
+        best: the answer, or None where nothing is feasible.
+        compressed: the network of ``best``.
+    """
+
+    rows: tuple[Row, ...]
+    best: Row | None
+    compressed: CompressedModel | None
+
+
+def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Answer:
+    """Finish the best few, choose on the search split, then score the choice and its rivals on the test split."""
+    limits, count = explored.limits, evaluator.session.settings.spend.finalists
+    chosen = choose_finalists(explored.rows, limits, count)
+    rows = {(r.trial, r.name): r for r in explored.rows}
+    progress.stage("finish", total=max(1, 2 * len(chosen)))
+    finalists = []
+    for row in chosen:
+        finished = finish_row(evaluator, row, limits, progress)
+        if finished is not None:
+            rows[finished.row.trial, finished.row.name] = finished.row
+        plain = Finalist(row=row, compressed=evaluator.realise(Candidate.from_json(row.recipe)))
+        finalists.append(finished or plain)
+        progress.advance()
+    best: Finalist | None = None
+    for finalist in sorted(finalists, key=lambda f: limits.rank(f.row)):
+        scored = final_scores(evaluator, finalist)
+        scored = dataclasses.replace(
+            scored, row=dataclasses.replace(scored.row, feasible=limits.feasible(scored.row))
+        )
+        rows[scored.row.trial, scored.row.name] = scored.row
+        if scored.row.feasible and (best is None or limits.rank(scored.row) < limits.rank(best.row)):
+            best = scored
+        progress.advance()
+    return Answer(
+        rows=tuple(rows.values()),
+        best=best.row if best else None,
+        compressed=best.compressed if best else None,
+    )

@@ -1,0 +1,156 @@
+"""The search stage: the coordinator, its executor, and rows of everything that was evaluated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from autocomp.core import plugins
+from autocomp.core.executor import Executor, Job
+from autocomp.core.outcome import Completed, Failed, Outcome
+from autocomp.core.progress import Progress
+from autocomp.core.row import Row
+from autocomp.core.run_folder import RunFolder
+from autocomp.core.workload import Workload
+from autocomp.planner.plan import plan
+from autocomp.search.coordinator import Coordinator
+from autocomp.search.evaluator import Evaluator, EvaluatorFactory
+from autocomp.search.job import Guarded
+from autocomp.search.loop import SearchStats, run_search
+from autocomp.search.sampler import SamplerContext, make_sampler
+from autocomp.search.storage import open_storage
+from autocomp.stages.baselines import measure_baselines
+from autocomp.stages.limits import Limits
+from autocomp.stages.rows import float32_row, make_row
+
+WARM_STARTS = 24
+"""Plan candidates across budgets that open a search (fewer where the search is shorter)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explored:
+    """What the search stage returns.
+
+    Attributes:
+        rows: every evaluated row, in order of trial number.
+        float32: the uncompressed network.
+        baselines: by name.
+        limits: the constraints.
+        stats: counts.
+        notes: one line each.
+    """
+
+    rows: tuple[Row, ...]
+    float32: Row
+    baselines: dict[str, Row]
+    limits: Limits
+    stats: SearchStats
+    notes: tuple[str, ...] = ()
+
+
+def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> int:
+    """Evaluations in all that the study may hold: a run asked again under other limits gets its trials anew."""
+    file = run.cache / "limits.json"
+    mine = {"limits": limits.to_json(), "started_at": 0}
+    known = json.loads(file.read_text()) if file.is_file() else None
+    if known is None or known["limits"] != mine["limits"]:
+        mine["started_at"] = finished
+        run.write_json(file, mine)
+    else:
+        mine = known
+    return int(mine["started_at"]) + trials
+
+
+def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
+    """``--jobs 1``: in this process, with the evaluator that is already open; else local processes."""
+    settings, run = evaluator.session.settings, evaluator.session.run
+    if settings.jobs == 1:
+        return plugins.find("autocomp.executors", "executor", "inline").make(Guarded(lambda: evaluator))  # type: ignore[no-any-return]
+    factory = Guarded(EvaluatorFactory(settings=settings, folder=run.path, workload=workload))
+    return plugins.find("autocomp.executors", "executor", "processes").make(factory, jobs=settings.jobs)  # type: ignore[no-any-return]
+
+
+def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress) -> Explored:
+    """Baselines, then warm starts from the plan, then the sampler, until the trials or the time are spent."""
+    session = evaluator.session
+    settings, metric = session.settings, session.workload.metric
+    reference = evaluator.reference
+    score = metric.compute(reference.outputs, reference.targets, reference.outputs)
+    limits = Limits.of(settings, metric, score)
+    float32 = float32_row(evaluator, limits)
+    baselines = measure_baselines(evaluator, limits, float32, progress)
+    trials = settings.spend.trials
+    prices = evaluator.survey.prices
+    starts = plan(prices, session.space, budget_bytes=settings.budget_bytes, count=min(WARM_STARTS, max(1, trials)))
+    context = SamplerContext(
+        space=session.space,
+        prices=prices,
+        plan=tuple(starts),
+        budget_bytes=settings.budget_bytes,
+        seed=settings.seed,
+    )
+
+    def constraints(done: Completed) -> dict[str, float]:
+        latency_s = done.latency.median_s() if done.latency else None
+        return limits.violations(
+            file_bytes=done.file_bytes, score=done.score, latency_s=latency_s, engine_bytes=done.engine_bytes
+        )
+
+    timed = session.network.graph is not None
+    objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
+    location = settings.storage or session.run.journal
+    with open_storage(location, lock=session.run.cache / "study.lock") as storage:
+        coordinator = Coordinator(
+            space=session.space,
+            sampler=make_sampler(settings.sampler, context),
+            storage=storage,
+            study_name=f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}",
+            identity={**settings.identity(), "fingerprint": session.workload.fingerprint},
+            budget_trials=0,
+            constraints=constraints,
+            objectives=objectives,
+        )
+        coordinator.budget_trials = trial_budget(session.run, limits, trials, coordinator.evaluations)
+        already = coordinator.evaluations - (coordinator.budget_trials - trials)
+        progress.stage("search", total=trials, done=max(0, already))
+        executor = make_executor(evaluator, workload)
+        try:
+            log = FailureLog(session.run, progress)
+            stats = run_search(
+                coordinator, executor, timeout_s=settings.timeout_s, progress=progress, on_outcome=log
+            )
+        finally:
+            executor.close()
+        records = [coordinator.records[n] for n in sorted(coordinator.records)]
+    rows = []
+    for record in records:
+        if record.cached_from is None and isinstance(record.outcome, Completed):
+            path = evaluator.kept_path(record.candidate)
+            file = str(path) if path is not None else None
+            name = f"trial {record.number}"
+            rows.append(make_row(name, record.candidate, record.outcome, limits, trial=record.number, file=file))
+    return Explored(rows=tuple(rows), float32=float32, baselines=baselines, limits=limits, stats=stats)
+
+
+class FailureLog:
+    """Writes the traceback of every failed evaluation into the run's log, and says the first of each kind.
+
+    Args:
+        run: whose ``log.txt`` is written.
+        progress: told once a kind.
+    """
+
+    def __init__(self, run: RunFolder, progress: Progress) -> None:
+        self._run, self._progress = run, progress
+        self._said: set[str] = set()
+
+    def __call__(self, job: Job, outcome: Outcome) -> None:
+        if not isinstance(outcome, Failed):
+            return
+        with self._run.log.open("a", encoding="utf-8") as log:
+            log.write(f"trial {job.number} attempt {job.attempt} failed in {outcome.stage} ({outcome.kind}): ")
+            log.write(f"{outcome.message}\n{outcome.traceback}\n")
+        kind = f"{outcome.stage}/{outcome.kind}"
+        if kind not in self._said:
+            self._said.add(kind)
+            self._progress.note(f"trial {job.number} failed in {kind}: {outcome.message} (more in {self._run.log})")
