@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocomp.coding.arrays import (
+    Floats,
     coder_name,
     decode_float16,
     decode_float32,
@@ -50,48 +51,58 @@ def encode_tensor(encoding: Encoding) -> bytes:
     from autocomp.core.encodings import FloatTensor
 
     if isinstance(encoding, FloatTensor):
-        values = _array(encoding.values, np.float32)
+        values = _floats(encoding.values)
         body = encode_float32(values) if encoding.width == 32 else encode_float16(values)
         if encoding.width not in (16, 32) or body is None:
             raise ValueError(f"FloatTensor: width {encoding.width}; allowed 32, or 16 with values made by round_half")
         return bytes([_FLOAT32 if encoding.width == 32 else _FLOAT16]) + _shape_bytes(values.shape) + body
-    symbols, scale = _array(encoding.symbols, np.int32), _array(encoding.scale, np.float32)
-    zero_point = None if encoding.zero_point is None else _array(encoding.zero_point, np.int32)
-    _check(symbols, scale, zero_point, encoding.axis, encoding.bits)
-    head = _quantized_head(encoding, symbols.shape, scale)
+    symbols, scale, zero_point = _quantized(encoding)
     if zero_point is not None:
-        head += _sized(encode_integers(zero_point))
         symbols = symbols - _along(zero_point, symbols.ndim, encoding.axis)
-    return head + encode_integers(np.moveaxis(symbols, encoding.axis, 0) if symbols.ndim else symbols)
+    body = encode_integers(np.moveaxis(symbols, encoding.axis, 0) if symbols.ndim else symbols)
+    return _quantized_head(encoding, scale, zero_point) + body
 
 
 def with_scale(record: bytes, encoding: QuantizedTensor) -> bytes:
-    """``encode_tensor(encoding)`` where ``record`` holds the same symbols and zero point under other scales.
+    """The record of ``encoding``, whose symbols and zero points are those of ``record``: nothing is coded again.
 
-    The coded symbols are taken over, so it costs no more than the scales. That the symbols are the same
-    is the caller's promise; shapes are checked.
+    Equal to ``encode_tensor(encoding)``, in the time the scales take.
+
+    Raises:
+        ValueError: another shape, axis or zero point.
     """
     parts = _Parts.read(record)
-    if parts.kind != _QUANTIZED or parts.shape != tuple(encoding.symbols.shape) or parts.axis != encoding.axis:
-        raise ValueError(f"a record of shape {parts.shape} cannot take scales of {tuple(encoding.symbols.shape)}")
-    scale = _array(encoding.scale, np.float32)
-    if (parts.zero_point is None) != (encoding.zero_point is None) or (
-        parts.zero_point is not None and scale.size != parts.channels
+    _, scale, zero_point = _quantized(encoding)
+    known = None if parts.zero_point is None else decode_integers(parts.zero_point, (parts.channels,))
+    same = (known is None) == (zero_point is None) and (known is None or np.array_equal(known, zero_point))
+    if (
+        parts.kind != _QUANTIZED
+        or parts.shape != tuple(encoding.symbols.shape)
+        or parts.axis != encoding.axis
+        or not same
     ):
-        raise ValueError("a record cannot change its zero points with its scales")
-    zero = b"" if parts.zero_point is None else _sized(parts.zero_point)
-    return _quantized_head(encoding, parts.shape, scale) + zero + parts.body
+        raise ValueError(f"record of {parts.shape} along axis {parts.axis} holds other symbols than the encoding")
+    return _quantized_head(encoding, scale, zero_point) + parts.body
 
 
-def _quantized_head(encoding: QuantizedTensor, shape: tuple[int, ...], scale: NDArray[Any]) -> bytes:
-    """Everything in front of the zero points and symbols."""
+def _quantized(encoding: QuantizedTensor) -> tuple[Ints, Floats, Ints | None]:
+    """(symbols, scale, zero point), checked."""
+    symbols, scale = _integers(encoding.symbols), _floats(encoding.scale)
+    zero_point = None if encoding.zero_point is None else _integers(encoding.zero_point)
+    _check(symbols, scale, zero_point, encoding.axis, encoding.bits)
+    return symbols, scale, zero_point
+
+
+def _quantized_head(encoding: QuantizedTensor, scale: Floats, zero_point: Ints | None) -> bytes:
+    """All of a record but the symbols."""
     halves = encode_float16(scale)
-    flags = (_HAS_ZERO_POINT if encoding.zero_point is not None else 0) | (_HAS_AXIS if encoding.axis else 0)
+    flags = (_HAS_ZERO_POINT if zero_point is not None else 0) | (_HAS_AXIS if encoding.axis else 0)
     flags |= (_HAS_BITS if encoding.bits is not None else 0) | (_RAW_SCALE if halves is None else 0)
-    head = bytes([_QUANTIZED | flags]) + _shape_bytes(shape)
+    head = bytes([_QUANTIZED | flags]) + _shape_bytes(tuple(encoding.symbols.shape))
     head += bytes([encoding.axis]) if encoding.axis else b""
     head += bytes([encoding.bits]) if encoding.bits is not None else b""
-    return head + put(scale.size) + _sized(encode_float32(scale) if halves is None else halves)
+    head += put(scale.size) + _sized(encode_float32(scale) if halves is None else halves)
+    return head + (_sized(encode_integers(zero_point)) if zero_point is not None else b"")
 
 
 def decode_tensor(record: bytes) -> Encoding:
@@ -206,19 +217,21 @@ def elements(record: bytes) -> int:
     return math.prod(_Parts.read(record).shape)
 
 
-def _array(tensor: torch.Tensor, kind: type[np.float32] | type[np.int32]) -> NDArray[Any]:
-    """The tensor as a contiguous array of ``kind``; integers must fit int16, floats must be float32."""
-    array = tensor.detach().cpu().numpy()
-    if kind is np.float32:
-        if array.dtype != np.float32:
-            raise ValueError(f"float32 expected, got {array.dtype}")
-        return np.ascontiguousarray(array).reshape(array.shape)
+def _floats(tensor: torch.Tensor) -> Floats:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    if array.dtype != np.float32:
+        raise ValueError(f"float32 expected, got {array.dtype}")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _integers(tensor: torch.Tensor) -> Ints:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
     if array.dtype.kind not in "iu" or (array.size and not -32768 <= int(array.min()) <= int(array.max()) <= 32767):
-        raise ValueError(f"integers within int16 expected, got {array.dtype} outside")
+        raise ValueError(f"integers within int16 expected, got {array.dtype} or values beyond")
     return array.astype(np.int32)
 
 
-def _check(symbols: Ints, scale: NDArray[Any], zero_point: Ints | None, axis: int, bits: int | None) -> None:
+def _check(symbols: Ints, scale: Floats, zero_point: Ints | None, axis: int, bits: int | None) -> None:
     along = symbols.shape[axis] if 0 <= axis < symbols.ndim else 1
     if not 0 <= axis < max(1, symbols.ndim) or scale.ndim != 1 or scale.size not in (1, along):
         raise ValueError(f"scale {scale.shape} along axis {axis} of {symbols.shape}; allowed [1] or [channels]")

@@ -1,0 +1,113 @@
+"""Arrays of integers and floats as bytes: the smallest coder for integers, floats split into sign, top and low bits.
+
+Floats are coded by their bits, so every value (−0.0, infinities, NaN payloads) comes back exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocomp.coding.bits import pack, packed_bytes, unpack
+from autocomp.coding.coders import coder_names, coders
+from autocomp.coding.contexts import Ints
+from autocomp.coding.varint import Reader, put_signed
+from autocomp.errors import CorruptFileError
+
+Floats = NDArray[np.float32]
+
+_TRIVIAL_BYTES = 8  # a code this small cannot be beaten by the range coder
+
+
+def encode_integers(symbols: Ints) -> bytes:
+    """The coder's number and the smallest payload of an int32 array within ±2**17."""
+    sizes = {name: coder.size(symbols) for name, coder in coders().items()}
+    known = {name: size for name, size in sizes.items() if size is not None and size >= 0}
+    best = min(known, key=lambda name: (known[name], name))
+    payload, size = None, known[best]
+    for name, known_size in sizes.items():
+        if known_size is None and size > _TRIVIAL_BYTES:
+            coded = coders()[name].encode(symbols)
+            if len(coded) < size:
+                best, payload, size = name, coded, len(coded)
+    coder = coders()[best]
+    return bytes([coder.CODE]) + (coder.encode(symbols) if payload is None else payload)
+
+
+def decode_integers(data: bytes, shape: tuple[int, ...]) -> Ints:
+    """The reverse of :func:`encode_integers`."""
+    return coders()[coder_name(data)].decode(data[1:], shape)
+
+
+def coder_name(data: bytes) -> str:
+    """Name of the coder of what :func:`encode_integers` made."""
+    name = coder_names().get(data[0]) if data else None
+    if name is None:
+        raise CorruptFileError(
+            f"unknown coder {data[0] if data else 'missing'}; known: {sorted(coder_names())}; "
+            "the data is damaged, or a newer autocomp wrote it"
+        )
+    return name
+
+
+def encode_float32(values: Floats) -> bytes:
+    """float32 of any shape, by their bits: the low 16 of each, then signs and upper 15 as integers."""
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1)
+    return (bits & np.uint32(0xFFFF)).astype("<u2").tobytes() + _encode_signed_bits(bits >> np.uint32(16))
+
+
+def decode_float32(data: bytes, shape: tuple[int, ...]) -> Floats:
+    """The reverse of :func:`encode_float32`."""
+    reader = Reader(data, "float32 values")
+    low = np.frombuffer(reader.take(2 * math.prod(shape)), "<u2").astype(np.uint32)
+    high = _decode_signed_bits(reader, shape)
+    return ((high << np.uint32(16)) | low).view(np.float32).reshape(shape)
+
+
+def encode_float16(values: Floats) -> bytes | None:
+    """float16 with a shared power of two; None where that does not hold ``values`` bit for bit."""
+    top = float(np.abs(values).max(initial=0.0))
+    finite = math.isfinite(top) and top > 0.0
+    first = max(-126, min(126, math.frexp(top)[1] - 15)) if finite else 0
+    for exponent in (first, max(-126, first - 1)):  # rounding up to a power of two moves the exponent
+        with np.errstate(over="ignore"):
+            halves = np.ldexp(values, -exponent).astype(np.float16)
+        if np.array_equal(_scaled(halves, exponent).view(np.uint32), np.ascontiguousarray(values).view(np.uint32)):
+            return put_signed(exponent) + _encode_signed_bits(halves.view(np.uint16).astype(np.uint32))
+    return None
+
+
+def decode_float16(data: bytes, shape: tuple[int, ...]) -> Floats:
+    """The reverse of :func:`encode_float16`."""
+    reader = Reader(data, "float16 values")
+    exponent = reader.signed(126)
+    halves = _decode_signed_bits(reader, shape).astype(np.uint16).view(np.float16)
+    return _scaled(halves.reshape(shape), exponent)
+
+
+def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
+    """``halves`` times a power of two: exact, but for numbers below the float32 range."""
+    with np.errstate(over="ignore"):
+        return np.ldexp(halves.astype(np.float32), exponent)
+
+
+def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
+    """16 bit words: a byte that says whether signs follow, the signs, the lower 15 bits as integers."""
+    bits = bits.reshape(-1)
+    signs = (bits >> 15).astype(np.int32)
+    some = bool(signs.any())
+    return bytes([some]) + (pack(signs, 1) if some else b"") + encode_integers((bits & 0x7FFF).astype(np.int32))
+
+
+def _decode_signed_bits(reader: Reader, shape: tuple[int, ...]) -> NDArray[np.uint32]:
+    """The reverse of :func:`_encode_signed_bits`, flat."""
+    count = math.prod(shape)
+    signs = np.zeros(count, np.uint32)
+    if reader.byte():
+        signs = unpack(reader.take(packed_bytes(count, 1)), count, 1).astype(np.uint32)
+    lower = decode_integers(reader.rest(), (count,))
+    if count and not 0 <= int(lower.min()) <= int(lower.max()) <= 0x7FFF:
+        raise CorruptFileError(f"{reader.what}: bits outside their range; the data is damaged, get it again")
+    return (signs << np.uint32(15)) | lower.astype(np.uint32)

@@ -1,0 +1,36 @@
+"""Unsigned integers of a fixed width, packed without gaps, most significant bit first."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def packed_bytes(count: int, width: int) -> int:
+    """Bytes that ``count`` integers of ``width`` bits take."""
+    return (count * width + 7) // 8
+
+
+def pack(values: NDArray[np.int32], width: int) -> bytes:
+    """``values`` (flat, 0 ≤ value < 2**width, width at most 31) as bytes."""
+    if width == 8:
+        return values.astype(np.uint8).tobytes()
+    if width == 0 or values.size == 0:
+        return b""
+    planes = np.empty((values.size, width), np.uint8)
+    for bit in range(width):
+        planes[:, width - 1 - bit] = (values >> bit) & 1
+    return np.packbits(planes.reshape(-1)).tobytes()
+
+
+def unpack(data: bytes, count: int, width: int) -> NDArray[np.int32]:
+    """The reverse of :func:`pack`; ``data`` has :func:`packed_bytes` bytes."""
+    if width == 8:
+        return np.frombuffer(data, np.uint8, count).astype(np.int32)
+    values = np.zeros(count, np.int32)
+    if width == 0 or count == 0:
+        return values
+    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width).reshape(count, width)
+    for bit in range(width):
+        values |= planes[:, width - 1 - bit].astype(np.int32) << bit
+    return values

@@ -1,0 +1,208 @@
+"""Adaptive range coder with contexts, on ``constriction``'s RangeEncoder and RangeDecoder (Bamler 2022).
+
+Payload: a small header, then the low bits of wide symbols as they are, the excess of rare large ones,
+and the range coder's words. docs/format.md gives every byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autocomp.coding.bits import pack, packed_bytes, unpack
+from autocomp.coding.contexts import CONTEXTS, Contexts, Counts, Ints, Layout
+from autocomp.coding.varint import Reader, put, put_signed
+from autocomp.errors import CorruptFileError
+
+CODE = 2
+
+MAX_LIMIT = 40  # largest magnitude with a count of its own
+MAX_SHIFT = 16
+MAX_EXCESS_BITS = 18
+SYMBOL_LIMIT = 1 << 17
+_COARSE_MEAN = 10  # symbols are shifted until their mean magnitude is below this: finer bits are uniform
+_RARE = 400  # one symbol in so many may be larger than the alphabet
+_USEFUL_CORRELATION = 0.04  # below this, predicting from neighbouring taps costs more than it saves
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What precedes the coded words.
+
+    Attributes:
+        centre: subtracted from every symbol first.
+        shift: low bits stored as they are.
+        limit: largest magnitude of the alphabet.
+        excess_bits: width of the excess over ``limit``; 0 where no symbol reaches beyond it.
+        mean: mean magnitude of the clipped symbols, in 1/64.
+        predict: neighbouring taps are used.
+    """
+
+    centre: int
+    shift: int
+    limit: int
+    excess_bits: int
+    mean: int
+    predict: bool
+
+    def to_bytes(self) -> bytes:
+        flags = self.shift | (self.predict << 5) | ((self.excess_bits > 0) << 6) | ((self.centre != 0) << 7)
+        text = bytes([flags, self.limit]) + put(self.mean)
+        text += put_signed(self.centre) if self.centre else b""
+        return text + (bytes([self.excess_bits]) if self.excess_bits else b"")
+
+    @staticmethod
+    def read(data: Reader) -> _Header:
+        flags, limit, mean = data.byte(), data.byte(), data.varint(64 * MAX_LIMIT)
+        shift, predict = flags & 31, bool(flags & 32)
+        centre = data.signed(SYMBOL_LIMIT) if flags & 128 else 0
+        excess_bits = data.byte() if flags & 64 else 0
+        if not (1 <= limit <= MAX_LIMIT and shift <= MAX_SHIFT and excess_bits <= MAX_EXCESS_BITS and mean >= 1):
+            raise CorruptFileError(
+                f"{data.what}: range coder header with alphabet {limit}, shift {shift}, excess {excess_bits}, "
+                f"mean {mean}; allowed 1 to {MAX_LIMIT}, 0 to {MAX_SHIFT}, 0 to {MAX_EXCESS_BITS}, 1 and up; "
+                "the data is damaged, get it again"
+            )
+        return _Header(centre, shift, limit, excess_bits, mean, predict)
+
+
+def size(symbols: Ints) -> int | None:
+    """Not known before coding."""
+    return None
+
+
+def encode(symbols: Ints) -> bytes:
+    """Code an int32 array [out, in, *kernel] or of any other shape, values within ±2**17."""
+    import constriction
+
+    layout = Layout.of(symbols.shape)
+    flat = symbols.reshape(-1)
+    if not flat.size:
+        return b""
+    centre = int(np.rint(flat.mean(dtype=np.float64)))
+    centre = centre if abs(centre) > 1 else 0
+    shift = _shift(float(np.abs(flat - np.int32(centre)).mean(dtype=np.float64)))
+    shifted = flat - np.int32(centre) + np.int32((1 << shift) >> 1)
+    coarse = shifted >> shift
+    limit = _limit(np.abs(coarse))
+    excess = np.abs(coarse)
+    excess = excess[excess >= limit] - np.int32(limit)
+    excess_bits = int(excess.max(initial=0)).bit_length()
+    planes = layout.split(np.clip(coarse, -limit, limit))
+    mean = max(1, 64 * int(np.abs(planes).sum(dtype=np.int64)) // flat.size)
+    header = _Header(centre, shift, limit, excess_bits, mean, _predictable(layout, planes))
+    low = pack(shifted & np.int32((1 << shift) - 1), shift)
+    extra = pack(excess, excess_bits)
+    coder = constriction.stream.queue.RangeEncoder()
+
+    def write(indices: Ints, segments: list[_Segment]) -> Ints:
+        for model, first, last in segments:
+            coder.encode(indices[first:last], model)
+        return indices
+
+    _code(planes, layout, header, write)
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    count = put(len(excess)) if excess_bits else b""
+    return header.to_bytes() + count + low + extra + words
+
+
+def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
+    """The reverse of :func:`encode`."""
+    import constriction
+
+    layout, count = Layout.of(shape), math.prod(shape)
+    if count == 0:
+        return np.zeros(shape, np.int32)
+    reader = Reader(data, "range coder")
+    header = _Header.read(reader)
+    extras = reader.varint(count) if header.excess_bits else 0
+    low = unpack(reader.take(packed_bytes(count, header.shift)), count, header.shift)
+    extra = unpack(reader.take(packed_bytes(extras, header.excess_bits)), extras, header.excess_bits)
+    tail = reader.rest()
+    if len(tail) % 4:
+        raise CorruptFileError(f"range coder: {len(tail)} bytes of words, not a multiple of 4; get the file again")
+    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(tail, "<u4").astype(np.uint32))
+    planes = np.zeros((layout.taps, layout.rows, layout.columns), np.int32)
+
+    def read(indices: Ints, segments: list[_Segment]) -> Ints:
+        for model, first, last in segments:
+            indices[first:last] = coder.decode(model, last - first)
+        return indices
+
+    try:
+        _code(planes, layout, header, read)
+    except (AssertionError, ValueError) as error:  # how constriction reports impossible words
+        raise CorruptFileError(f"range coder: the words decode to nothing ({error}); get the file again") from None
+    coarse = layout.join(planes)
+    if header.excess_bits:
+        beyond = np.flatnonzero(np.abs(coarse) == header.limit)
+        if len(beyond) != extras:
+            raise CorruptFileError(f"range coder: {extras} large symbols announced, {len(beyond)} found; get it again")
+        coarse[beyond] += np.sign(coarse[beyond]) * extra
+    half = np.int32((1 << header.shift) >> 1)
+    return ((coarse << header.shift) + low - half + np.int32(header.centre)).reshape(shape)
+
+
+_Segment = tuple[Any, int, int]
+
+
+def _code(planes: Ints, layout: Layout, header: _Header, transfer: Callable[[Ints, list[_Segment]], Ints]) -> None:
+    """Walk all blocks in coding order; ``planes`` [taps, rows, columns] is read by an encoder and filled by a decoder.
+
+    Args:
+        transfer: codes one block: (symbol indices sorted by context, (model, first, last) runs) → the indices.
+    """
+    import constriction
+
+    categorical = constriction.stream.model.Categorical
+    contexts = Contexts(layout, header.mean, predict=header.predict)
+    counts = Counts(header.limit, header.mean)
+    limit = np.int32(header.limit)
+    for start, end in layout.groups():
+        contexts.begin(end - start)
+        for tap in range(layout.taps):
+            context, sign = contexts.predict(tap)
+            order = np.argsort(context, kind="stable")  # uint8: a radix sort
+            runs = np.bincount(context, minlength=CONTEXTS)
+            ends = runs.cumsum().tolist()
+            segments = [
+                (categorical(counts.probabilities[c], perfect=False), ends[c] - runs[c], ends[c])
+                for c in np.flatnonzero(runs).tolist()
+            ]
+            block = planes[tap, start:end].reshape(-1)
+            indices = np.empty_like(block)
+            indices[order] = transfer((block * sign + limit)[order], segments)
+            counts.learn(context, indices)
+            block = (indices - limit) * sign
+            planes[tap, start:end] = block.reshape(end - start, layout.columns)
+            contexts.learn(tap, planes[tap, start:end])
+
+
+def _shift(mean: float) -> int:
+    """Low bits to store as they are, for symbols of this mean magnitude."""
+    return max(0, math.ceil(math.log2(mean / _COARSE_MEAN))) if mean > _COARSE_MEAN else 0
+
+
+def _limit(magnitudes: Ints) -> int:
+    """The alphabet: all magnitudes where they are few, else all but the rare large ones."""
+    counts = np.bincount(np.minimum(magnitudes, MAX_LIMIT), minlength=2)
+    top = max(1, int(magnitudes.max()))
+    if top <= 12:
+        return top
+    beyond = magnitudes.size - counts.cumsum()  # how many are larger than each magnitude
+    return max(8, min(top, MAX_LIMIT, int(np.argmax(beyond * _RARE <= magnitudes.size)) or MAX_LIMIT))
+
+
+def _predictable(layout: Layout, planes: Ints) -> bool:
+    """Whether neighbouring taps tell anything about a tap (encoder's choice; stored)."""
+    if not layout.kernel or layout.taps == 1:
+        return False
+    lines = planes.reshape(-1, layout.width, layout.rows * layout.columns)
+    pairs = [(lines[:, 1:], lines[:, :-1])] if layout.width > 1 else [(lines[1:], lines[:-1])]
+    energy = max(1, int(np.square(planes, dtype=np.int64).sum()))
+    product = sum(int((a * b).sum(dtype=np.int64)) for a, b in pairs)
+    return product > _USEFUL_CORRELATION * energy

@@ -1,0 +1,218 @@
+"""The probability model of the range coder: which context a symbol is in, and the counts of each context.
+
+Everything is integer arithmetic on numpy arrays, so that any machine decodes the same symbols. What
+the model exploits in weights:
+
+* neighbouring taps of one kernel resemble each other, sign included (median-edge style prediction
+  ``left + up − 3/4 · up-left``, as in lossless image coding);
+* magnitudes run together along input channels, kernel positions, output channels and inside a kernel.
+
+Source of the scheme: context modelling of lossless image coders (Wu and Memon 1997, CALIC), counts
+adaptive by block; docs/format.md states it completely. Symbols of a block are coded together, with
+counts and magnitudes of the blocks before it, so a block is a few vector operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+
+FREQUENCY_BITS = 20
+SIGN_THRESHOLDS = (3, 10, 18, 28, 40, 56)  # of the prediction, in sixteenths of the mean magnitude
+LEVEL_THRESHOLDS = (9, 12, 15, 19, 24)  # of the expected magnitude, in sixteenths of the mean magnitude
+SIGN_LEVELS = len(SIGN_THRESHOLDS) + 1
+MAGNITUDE_LEVELS = len(LEVEL_THRESHOLDS) + 1
+CONTEXTS = SIGN_LEVELS * MAGNITUDE_LEVELS
+MAX_TAPS = 1024
+BLOCK_SYMBOLS = 4096
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tensor as the model sees it: rows (output channels), taps (kernel positions), columns (input channels).
+
+    Attributes:
+        rows, taps, columns: their product is the number of symbols.
+        width: taps in one line of the kernel (its last axis).
+        kernel: taps are kernel positions; else they are runs of columns of a matrix.
+    """
+
+    rows: int
+    taps: int
+    columns: int
+    width: int
+    kernel: bool
+
+    @staticmethod
+    def of(shape: tuple[int, ...]) -> Layout:
+        """The layout of a tensor [out, in, *kernel]; vectors and scalars are a list of rows."""
+        count = math.prod(shape)
+        taps = math.prod(shape[2:]) if len(shape) > 2 else 1
+        if len(shape) < 2 or taps > MAX_TAPS or count == 0:
+            return Layout(count, 1, 1, 1, False)
+        if taps > 1:
+            return Layout(shape[0], taps, shape[1], shape[-1], True)
+        runs = next(k for k in (8, 4, 2, 1) if k == 1 or (shape[1] % k == 0 and shape[1] // k >= 32))
+        return Layout(shape[0], runs, shape[1] // runs, 1, False)
+
+    def split(self, symbols: Ints) -> Ints:
+        """[taps, rows, columns] from symbols in row-major order of the tensor."""
+        if self.kernel:
+            return np.ascontiguousarray(symbols.reshape(self.rows, self.columns, self.taps).transpose(2, 0, 1))
+        return np.ascontiguousarray(symbols.reshape(self.rows, self.taps, self.columns).transpose(1, 0, 2))
+
+    def join(self, planes: Ints) -> Ints:
+        """The reverse of :meth:`split`: symbols in row-major order, flat."""
+        return planes.transpose((1, 2, 0) if self.kernel else (1, 0, 2)).reshape(-1)
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """(first row, end row) of the row groups: they grow with what has been seen."""
+        least, most = -(-32 // self.columns), -(-BLOCK_SYMBOLS // self.columns)
+        start = 0
+        while start < self.rows:
+            end = min(self.rows, start + max(least, min(most, start // 3)))
+            yield start, end
+            start = end
+
+
+class Contexts:
+    """Running magnitudes, and from them the context of each symbol of the next block.
+
+    Args:
+        layout: of the tensor.
+        mean: mean magnitude of the clipped symbols in 1/64, at least 1.
+        predict: whether neighbouring taps predict a symbol.
+    """
+
+    def __init__(self, layout: Layout, mean: int, *, predict: bool) -> None:
+        self.layout, self.mean, self.use_neighbours = layout, mean, predict
+        self.columns_sum = np.zeros((layout.taps, layout.columns), np.int64)
+        self.seen_rows = 0
+        self.planes = np.zeros((layout.taps, 0, layout.columns), np.int32)
+
+    def begin(self, rows: int) -> None:
+        """Start a group of ``rows`` rows: what earlier rows say about columns and taps."""
+        at, mean, seen = self.layout, self.mean, self.seen_rows
+        if at.kernel:
+            inner = (64 * self.columns_sum.sum(0) + 18 * mean) // (seen * at.taps + 18)
+            taps = (64 * self.columns_sum.sum(1) + 4 * mean) // (seen * at.columns + 4)
+            self.expected = (4 * inner[None, :] + 3 * taps[:, None]).astype(np.int32)
+        else:
+            self.expected = (8 * ((64 * self.columns_sum + 4 * mean) // (seen + 4))).astype(np.int32)
+        self.planes = np.zeros((at.taps, rows, at.columns), np.int32)
+        self.kernel_sum = np.zeros((rows, at.columns), np.int32)
+        self.row_sum = np.zeros((rows, 1), np.int32)
+
+    def predict(self, tap: int) -> tuple[NDArray[np.uint8], Ints]:
+        """(context, sign) of the block at tap ``tap``, flat: symbols times sign are what is coded."""
+        at, mean = self.layout, self.mean
+        row = (64 * self.row_sum + 8 * mean) // (tap * at.columns + 8)
+        if at.kernel:
+            inside = (64 * self.kernel_sum + 2 * mean) // (tap + 2)
+            level = self._level(self.expected[tap] + 6 * inside + 3 * row)
+        else:
+            level = self._level(self.expected[tap] + 8 * row)
+        if not self.use_neighbours:
+            return level.reshape(-1) * np.uint8(SIGN_LEVELS), np.ones(level.size, np.int32)
+        guess = self._guess(tap)
+        size = np.abs(guess) * np.int32(256)
+        context = level * np.uint8(SIGN_LEVELS)
+        for threshold in SIGN_THRESHOLDS:
+            context += size > threshold * max(mean, 19)
+        return context.reshape(-1), np.where(guess < 0, np.int32(-1), np.int32(1)).reshape(-1)
+
+    def _guess(self, tap: int) -> Ints:
+        """Four times the predicted symbol, from the taps to the left and above."""
+        width, line = self.layout.width, tap % self.layout.width
+        guess = np.zeros_like(self.planes[tap])
+        if line:
+            guess += 4 * self.planes[tap - 1]
+        if tap >= width:
+            guess += 4 * self.planes[tap - width]
+            if line:
+                guess -= 3 * self.planes[tap - width - 1]
+        return guess
+
+    def _level(self, expected: Ints) -> NDArray[np.uint8]:
+        """Magnitude level of 16 times the expected magnitude."""
+        level = np.zeros(expected.shape, np.uint8)
+        for threshold in LEVEL_THRESHOLDS:
+            level += expected > threshold * self.mean
+        return level
+
+    def learn(self, tap: int, symbols: Ints) -> None:
+        """Take in the block just coded: symbols [rows, columns]."""
+        size = np.abs(symbols)
+        self.planes[tap] = symbols
+        self.kernel_sum += size
+        self.row_sum += size.sum(1, keepdims=True, dtype=np.int32)
+        self.columns_sum[tap] += size.sum(0)
+        if tap == self.layout.taps - 1:
+            self.seen_rows += len(symbols)
+
+
+class Counts:
+    """Adaptive frequencies of the clipped symbols −limit … limit in each context.
+
+    A context leans on the counts of all contexts with its sign level, and these on a geometric
+    distribution of the tensor's mean magnitude, so that few symbols already predict well.
+
+    Args:
+        limit: largest magnitude in the alphabet.
+        mean: mean magnitude in 1/64.
+    """
+
+    ROOT_WEIGHT = 12
+    PARENT_WEIGHT = 24
+    HALVE_AT = 1 << 16
+
+    def __init__(self, limit: int, mean: int) -> None:
+        self.size = 2 * limit + 1
+        self.own = np.zeros((CONTEXTS, self.size), np.int64)
+        self.root = self._geometric(limit, mean)
+        self.pending = self.seen = 0
+        self._refresh()
+
+    @staticmethod
+    def _geometric(limit: int, mean: int) -> NDArray[np.int64]:
+        """Two-sided geometric frequencies with the given mean magnitude, summing to about 2**FREQUENCY_BITS."""
+        weights, weight = [1 << 30], (1 << 30) * (64 + mean) // (64 + 2 * mean)
+        for _ in range(limit):
+            weight = weight * mean // (64 + mean)
+            weights.append(max(weight, 1))
+        both = np.array(weights[:0:-1] + weights, np.int64)
+        return (both << FREQUENCY_BITS) // int(both.sum())
+
+    def _refresh(self) -> None:
+        """Turn counts into frequencies: positive integers summing to 2**FREQUENCY_BITS in each context."""
+        one = 1 << FREQUENCY_BITS
+        family = self.own.reshape(MAGNITUDE_LEVELS, SIGN_LEVELS, self.size).sum(0)
+        parent = ((family << FREQUENCY_BITS) + self.ROOT_WEIGHT * self.root) // (
+            family.sum(1, keepdims=True) + self.ROOT_WEIGHT
+        )
+        parent = np.tile(parent, (MAGNITUDE_LEVELS, 1))
+        mixed = ((self.own << FREQUENCY_BITS) + self.PARENT_WEIGHT * parent) // (
+            self.own.sum(1, keepdims=True) + self.PARENT_WEIGHT
+        )
+        mixed = ((mixed * (one - self.size)) >> FREQUENCY_BITS) + 1
+        rows = np.arange(CONTEXTS)
+        mixed[rows, mixed.argmax(1)] += one - mixed.sum(1)
+        self.probabilities = mixed / one
+
+    def learn(self, contexts: NDArray[np.uint8], symbols: Ints) -> None:
+        """Count a block: contexts and symbol indices (0 … 2·limit), flat."""
+        joint = contexts.astype(np.int32) * np.int32(self.size) + symbols
+        self.own += np.bincount(joint, minlength=CONTEXTS * self.size).reshape(CONTEXTS, self.size)
+        self.pending += joint.size
+        if self.pending * 8 >= self.seen:
+            self.seen += self.pending
+            self.pending = 0
+            full = self.own.sum(1) >= self.HALVE_AT
+            self.own[full] >>= 1
+            self._refresh()
