@@ -45,7 +45,7 @@ class PriceTable:
 
     Attributes:
         storage: unit → prices of its storage choices (everything but activations).
-        execution: unit → prices of its activation choices (bytes are 0).
+        execution: unit → prices of its activation choices (bytes: its quantizers in the manifest).
         fixed_bytes: file bytes that no unit decides (header, tensors left alone).
         float_loss: loss of the float32 network on the same images, for reference.
     """
@@ -61,6 +61,8 @@ class PriceTable:
         total = self.fixed_bytes
         for unit, prices in self.storage.items():
             total += int(prices.bytes[prices.index(candidate[unit].without("activations"))])
+        for unit, prices in self.execution.items():
+            total += int(prices.bytes[prices.index(candidate[unit].only("activations"))])
         return total
 
     def predicted_kl(self, candidate: Candidate) -> float:
