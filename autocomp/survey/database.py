@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ import numpy as np
 
 from autocomp.coding.tensors import decode_tensor
 from autocomp.core.encodings import Encoding
-from autocomp.core.run_folder import storage_errors
+from autocomp.core.run_folder import storage_errors, write_atomic
 from autocomp.core.steps import Choice
 from autocomp.errors import CorruptFileError
 
@@ -73,15 +72,7 @@ def write_unit(path: Path, entries: Mapping[str, Entry], seconds: float) -> None
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            file.write(MAGIC + struct.pack("<I", len(text)) + text)
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomic(path, b"".join((MAGIC, struct.pack("<I", len(text)), text, *parts)))
 
 
 class UnitFile:
@@ -115,7 +106,7 @@ class UnitFile:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def keys(self) -> list[str]:
+    def choices(self) -> list[str]:
         """Canonical keys of the choices in the file."""
         return list(self._entries)
 
@@ -167,6 +158,14 @@ class Database:
     def has(self, unit: str, choice: Choice) -> bool:
         """Whether this storage choice was priced."""
         return unit in self.files and choice.key() in self._unit(unit)
+
+    def seconds(self, unit: str) -> float:
+        """Wall seconds that pricing the unit took."""
+        return self._unit(unit).seconds
+
+    def entry(self, unit: str, choice: Choice) -> Entry:
+        """Price and records of a choice; KeyError where it was not priced."""
+        return self._unit(unit).entry(choice.key())
 
     def records(self, unit: str, choice: Choice) -> dict[str, bytes]:
         """State-dict key → coded tensor, as the artifact stores it; KeyError where it was not priced."""

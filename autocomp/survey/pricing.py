@@ -1,0 +1,124 @@
+"""Prices of one unit: its tensors in every storage choice, and what each does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocomp.coding.tensors import decode_tensor, encode_tensor
+from autocomp.core.encodings import Encoding, FloatTensor
+from autocomp.core.network import Layer, Network
+from autocomp.core.space import Unit
+from autocomp.core.steps import Choice
+from autocomp.evaluators.quality import first_tensor
+from autocomp.graph.partial import PrefixRunner
+from autocomp.survey.database import Entry
+from autocomp.survey.effects import Effects
+from autocomp.transforms.compensate import Hessian
+from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
+from autocomp.transforms.statistics import restore_layer
+
+HESSIAN_SAMPLES = 1 << 17
+"""Input vectors averaged into a Hessian at most: some twenty for each column of the widest layers."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Pricer:
+    """Walks the layers once, in order of execution, and prices a unit when its last layer is reached.
+
+    Attributes:
+        network: folded float32 network.
+        float_tensors: state-dict key → encoding of everything left alone.
+        calibration: gives the layers' inputs for the Hessians.
+        sensitivity: runs a changed layer on to the outputs, on the first calibration images.
+        images: the images of ``sensitivity`` [n, ...].
+        effects: turns outputs into prices.
+        seed: of the positions that a Hessian samples.
+    """
+
+    network: Network
+    float_tensors: Mapping[str, Encoding]
+    calibration: PrefixRunner
+    sensitivity: PrefixRunner
+    images: Tensor
+    effects: Effects
+    seed: int = 0
+    _waiting: dict[str, dict[Choice, dict[str, bytes]]] = field(default_factory=dict, init=False)
+
+    def visit(self, layer: Layer, unit: Unit, choices: Sequence[Choice]) -> dict[Choice, Entry] | None:
+        """Make the layer's tensors for ``choices``; the unit's entries once all its layers were visited."""
+        self.sensitivity.at(layer.name)
+        made = self._encodings(layer, choices)
+        parts = self._waiting.setdefault(unit.name, {c: {} for c in choices})
+        for choice, tensors in made.items():
+            parts[choice].update({name: encode_tensor(e) for name, e in tensors.items()})
+        if layer.name != unit.layers[-1]:
+            return None
+        alone = len(unit.layers) == 1
+        entries = {}
+        for choice, records in self._waiting.pop(unit.name).items():
+            if choice.get("weights") is None:
+                entries[choice] = Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records=records)
+                continue
+            outputs = self._run_layer(layer, made[choice]) if alone else self._run_unit(records)
+            entries[choice] = Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records=records)
+        return entries
+
+    def _encodings(self, layer: Layer, choices: Sequence[Choice]) -> dict[Choice, dict[str, Encoding]]:
+        """State-dict key → encoding for each choice, with the layer's own output statistics restored."""
+        steps = {c: c.get("weights") for c in choices}
+        configs = [s for s in steps.values() if isinstance(s, QuantizeWeights)]
+        quantized = iter(quantize_layer(self.network, layer.name, configs, hessian=self._hessian(layer, configs)))
+        restores = layer.bias is not None and not layer.aliases and layer.kind != "embedding"
+        target = _joined(layer, self.sensitivity.layer_output()) if restores else None
+        keys = [k for k in (layer.weight, layer.bias) if k is not None]
+        out: dict[Choice, dict[str, Encoding]] = {}
+        for choice, step in steps.items():
+            tensors = {k: self.float_tensors[k] for k in keys}
+            if isinstance(step, QuantizeWeights):
+                tensors[layer.weight] = next(quantized)
+                if target is not None and step.bits != 16:
+                    tensors |= self._restored(layer, tensors, target)
+            out[choice] = tensors
+        return out
+
+    def _restored(self, layer: Layer, tensors: Mapping[str, Encoding], target: Tensor) -> dict[str, Encoding]:
+        """The layer's weight and bias with mean and deviation of its output as in ``target``."""
+        assert layer.bias is not None
+        weight, bias = tensors[layer.weight], tensors[layer.bias]
+        assert isinstance(bias, FloatTensor)
+        output = _joined(layer, self.sensitivity.layer_output(weight.decode(), bias.decode()))
+        new_weight, new_bias = restore_layer(self.network, layer, weight, bias, target, output)
+        return {layer.weight: new_weight, layer.bias: new_bias}
+
+    def _hessian(self, layer: Layer, configs: Sequence[QuantizeWeights]) -> Hessian | None:
+        """Of the layer's inputs, or None where no choice compensates."""
+        if layer.kind == "embedding" or all(c.rounding == "nearest" or c.bits == 16 for c in configs):
+            return None
+        self.calibration.at(layer.name)
+        module = self.network.module.get_submodule(layer.name)
+        return Hessian.of(module, self.calibration.layer_inputs(), samples=HESSIAN_SAMPLES, seed=self.seed)
+
+    def _run_layer(self, layer: Layer, tensors: Mapping[str, Encoding]) -> Tensor:
+        """Outputs with one layer changed."""
+        bias = None if layer.bias is None else tensors[layer.bias].decode()
+        return self.sensitivity.run(tensors[layer.weight].decode(), bias)
+
+    def _run_unit(self, records: Mapping[str, bytes]) -> Tensor:
+        """Outputs with several layers changed together: the whole network runs."""
+        tensors = {name: decode_tensor(record).decode() for name, record in records.items()}
+        with torch.inference_mode():
+            return first_tensor(torch.func.functional_call(self.network.module, tensors, (self.images,)))
+
+
+def _joined(layer: Layer, outputs: Sequence[Tensor]) -> Tensor:
+    """Results of all calls of a layer as one tensor, channels on the axis where one call has them."""
+    if len(outputs) == 1:
+        return outputs[0]
+    if layer.kind == "linear":
+        return torch.cat([o.reshape(-1, o.shape[-1]) for o in outputs])
+    return torch.cat([o.flatten(2) for o in outputs], dim=2)

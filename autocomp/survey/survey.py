@@ -1,0 +1,330 @@
+"""The survey: every unit and every choice priced once, in one walk through the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import autocomp
+from autocomp.coding.tensors import encode_tensor
+from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.encodings import Encoding
+from autocomp.core.hardware import HardwareProfile
+from autocomp.core.network import Network
+from autocomp.core.prices import Prices, PriceTable
+from autocomp.core.progress import Progress, Silent
+from autocomp.core.run_folder import storage_errors, write_atomic
+from autocomp.core.space import SearchSpace, Unit
+from autocomp.core.steps import FLOAT, Choice
+from autocomp.core.workload import Workload
+from autocomp.errors import CorruptFileError, DataError
+from autocomp.evaluators import artifact
+from autocomp.evaluators.quality import first_tensor
+from autocomp.graph.partial import PrefixRunner
+from autocomp.graph.placement import quantized_values
+from autocomp.survey.database import Database, Entry, UnitFile, write_unit
+from autocomp.survey.effects import Effects
+from autocomp.survey.execution import execution_choices, int8_layers, price_execution
+from autocomp.survey.pricing import Pricer
+from autocomp.transforms.calibrate import calibrate_activations
+from autocomp.transforms.stitch import float_encodings
+
+FORMAT = 1  # of what is priced and how; another value prices everything anew
+INDEX = "survey.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Survey:
+    """What the survey found.
+
+    Attributes:
+        prices: the price table.
+        database: tensors by (unit, choice).
+        quantizers: value key → quantizer, for every value that any candidate may quantize.
+        seconds: wall seconds that the pricing took, earlier runs included.
+    """
+
+    prices: PriceTable
+    database: Database
+    quantizers: dict[str, ActivationQuantizer]
+    seconds: float
+
+
+def survey(
+    workload: Workload,
+    network: Network,
+    space: SearchSpace,
+    profile: HardwareProfile,
+    *,
+    calibration: Sequence[Tensor],
+    sensitivity: int,
+    cache: Path,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Survey:
+    """Price every (unit, choice) of the space: coded bytes, KL and logit change.
+
+    Each unit's tensors and prices are written when they are done. Another call goes on from there, and a
+    space with other choices prices only those that are new.
+
+    Args:
+        workload: gives the number of classes and what the file's manifest says.
+        network: folded and traced from the workload's model.
+        space: what to price.
+        profile: gives the placement of activation quantizers.
+        calibration: inputs [n, ...] in batches, for Hessians, statistics and ranges.
+        sensitivity: logit changes are measured on the first so many of them.
+        cache: folder for the results.
+        progress: one step a unit.
+        seed: of the sketch and of sampled positions.
+
+    Raises:
+        DataError: no calibration images, or outputs that are not finite.
+        StorageError: the cache cannot be written.
+    """
+    progress = progress or Silent()
+    if not calibration or not sum(len(b) for b in calibration):
+        raise DataError("no calibration images; give at least one")
+    images = torch.cat(list(calibration))
+    few = images[:sensitivity]
+    key = _settings_key(workload, network, images, len(few), seed)
+    files = {unit.name: cache / "survey" / f"{_unit_key(key, network, unit)}.unit" for unit in space.units.values()}
+    missing = {name: _missing(files[name], space.units[name]) for name in files}
+    activations = cache / "survey" / f"{_execution_key(key, network, space, profile)}.unit"
+    runs_int8 = bool(execution_choices(space))
+    todo = [name for name, choices in missing.items() if choices]
+    total = len(files) + runs_int8
+    execution_done = not runs_int8 or _readable(activations) is not None
+    progress.stage("survey", total=total, done=len(files) - len(todo) + (runs_int8 and execution_done))
+    tensors = float_encodings(network)
+    if todo or not execution_done:
+        with torch.inference_mode():
+            reference = first_tensor(network.module(few)).float()
+        effects = Effects(reference=reference, classes=workload.classes, seed=seed)
+        pricer = Pricer(
+            network=network,
+            float_tensors=tensors,
+            calibration=PrefixRunner(network, images),
+            sensitivity=PrefixRunner(network, few),
+            images=few,
+            effects=effects,
+            seed=seed,
+        )
+        _price_units(pricer, space, missing, files, progress)
+        del pricer
+    quantizers = _calibrated(network, space, profile, calibration)
+    if not execution_done:
+        begin = time.perf_counter()
+        runner = PrefixRunner(network, few)
+        priced = price_execution(network, space, profile.placement, quantizers, runner, effects)
+        write_unit(activations, priced, time.perf_counter() - begin)
+        progress.advance()
+    index = {
+        "format": FORMAT,
+        "units": {name: path.name for name, path in files.items()},
+        "execution": activations.name if runs_int8 else None,
+        "quantizers": {k: q.to_json() for k, q in quantizers.items()},
+        **_overheads(workload, network, space, tensors, quantizers),
+    }
+    with storage_errors(cache):
+        write_atomic(cache / INDEX, json.dumps(index).encode())
+    found = load_survey(network, space, cache)
+    for unit, prices in found.prices.storage.items():
+        lost = len(space.units[unit].choices(axes=_storage_axes(space.units[unit]))) - len(prices.choices)
+        if lost:
+            progress.note(f"{unit}: {lost} choices left out: the network's outputs are not finite with them")
+    return found
+
+
+def load_survey(network: Network, space: SearchSpace, cache: Path) -> Survey:
+    """Read the survey that :func:`survey` left in ``cache``, as another process does.
+
+    Raises:
+        CorruptFileError: there is none for this space, or it is damaged.
+    """
+    path = cache / INDEX
+    try:
+        index = json.loads(path.read_text())
+        database = Database({u: cache / "survey" / index["units"][u] for u in space.units})
+        storage = {u.name: _storage_prices(database, u) for u in space.units.values()}
+        execution, seconds = {}, sum(database.seconds(u) for u in space.units)
+        if index["execution"] is not None:
+            file = UnitFile(cache / "survey" / index["execution"])
+            seconds += file.seconds
+            execution = _execution_prices(file, space, index["execution_bytes"])
+        quantizers = {k: ActivationQuantizer.from_json(q) for k, q in index["quantizers"].items()}
+        fixed = int(index["fixed_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path}: no survey of space {space.name} can be read ({error}); run again") from error
+    prices = PriceTable(storage=storage, execution=execution, fixed_bytes=fixed, seconds={"survey": seconds})
+    return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
+
+
+def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:
+    """Rows of ``autocomp survey``, one a (unit, choice): ``unit``, ``axis`` ("storage" or "execution"),
+    ``choice``, ``bytes``, ``kl`` (measured) and ``predicted_kl`` (½‖u‖²), nats."""
+    rows = []
+    for axis, table in (("storage", survey.prices.storage), ("execution", survey.prices.execution)):
+        for unit, prices in table.items():
+            squares = 0.5 * (prices.delta.astype(np.float64) ** 2).sum(axis=1)
+            for i, choice in enumerate(prices.choices):
+                rows.append(
+                    {
+                        "unit": unit,
+                        "axis": axis,
+                        "choice": choice.label(),
+                        "bytes": int(prices.bytes[i]),
+                        "kl": float(prices.kl[i]),
+                        "predicted_kl": float(squares[i]),
+                    }
+                )
+    return rows
+
+
+# the walk
+
+
+def _price_units(
+    pricer: Pricer,
+    space: SearchSpace,
+    missing: Mapping[str, list[Choice]],
+    files: Mapping[str, Path],
+    progress: Progress,
+) -> None:
+    """Visit the layers in order of execution; write each unit's file when its prices are known."""
+    owner = {layer: unit for unit in space.units.values() for layer in unit.layers}
+    spent: dict[str, float] = {}
+    for name, layer in pricer.network.layers.items():
+        unit = owner.get(name)
+        if unit is None or not missing[unit.name]:
+            continue
+        begin = time.perf_counter()
+        entries = pricer.visit(layer, unit, missing[unit.name])
+        spent[unit.name] = spent.get(unit.name, 0.0) + time.perf_counter() - begin
+        if entries is not None:
+            path = files[unit.name]
+            known = _readable(path)
+            kept = {k: known.entry(k) for k in known.choices()} if known is not None else {}
+            earlier = known.seconds if known is not None else 0.0
+            write_unit(path, kept | {c.key(): e for c, e in entries.items()}, earlier + spent[unit.name])
+            progress.advance(unit=unit.name)
+
+
+def _calibrated(
+    network: Network, space: SearchSpace, profile: HardwareProfile, calibration: Sequence[Tensor]
+) -> dict[str, ActivationQuantizer]:
+    """Quantizers of every value that a candidate may quantize."""
+    layers = int8_layers(space, list(execution_choices(space)))
+    values = quantized_values(network, layers, profile.placement)
+    if not values:
+        return {}
+    return calibrate_activations(network, values, calibration, symmetric=profile.placement.symmetric)
+
+
+def _overheads(
+    workload: Workload,
+    network: Network,
+    space: SearchSpace,
+    tensors: Mapping[str, Encoding],
+    quantizers: Mapping[str, ActivationQuantizer],
+) -> dict[str, Any]:
+    """What the file takes besides the units' tensors: ``fixed_bytes``, and ``execution_bytes`` by unit."""
+    decided = {
+        k for u in space.units.values() for n in u.layers for k in (network.layers[n].weight, network.layers[n].bias)
+    }
+    # the manifest does not depend on what is in a record: short ones stand for the units' own
+    records = {n: b"\0" * 64 if n in decided else encode_tensor(e) for n, e in tensors.items()}
+    inside = sum(len(records[n]) for n in tensors if n in decided)
+    plain = CompressedModel(candidate=Candidate({}), tensors=dict(tensors))
+    fixed = len(artifact.pack(workload, network, plain, records))
+    full = len(artifact.pack(workload, network, plain.replace(activations=dict(quantizers)), records))
+    units = list(execution_choices(space))
+    bounds = np.linspace(0, full - fixed, len(units) + 1).round().astype(int)
+    shares = {u: int(b) for u, b in zip(units, np.diff(bounds), strict=True)}
+    return {"fixed_bytes": fixed - inside, "execution_bytes": shares}
+
+
+# prices from files
+
+
+def _storage_axes(unit: Unit) -> tuple[str, ...]:
+    return tuple(a for a in unit.axes if a != "activations")
+
+
+def _storage_prices(database: Database, unit: Unit) -> Prices:
+    choices = unit.choices(axes=_storage_axes(unit))
+    entries = {c: database.entry(unit.name, c) for c in choices}
+    usable = [c for c in choices if np.isfinite(entries[c].kl)]
+    ordered = sorted(usable, key=lambda c: (c != FLOAT, -entries[c].bytes))
+    return _prices(ordered, [entries[c].bytes for c in ordered], [entries[c] for c in ordered])
+
+
+def _execution_prices(file: UnitFile, space: SearchSpace, sizes: Mapping[str, int]) -> dict[str, Prices]:
+    out = {}
+    for unit, choices in execution_choices(space).items():
+        entry = file.entry(unit)
+        none = Entry(kl=0.0, delta=np.zeros_like(entry.delta), records={})
+        entries = [none if c == FLOAT else entry for c in choices]
+        out[unit] = _prices(choices, [0 if c == FLOAT else sizes[unit] for c in choices], entries)
+    return out
+
+
+def _prices(choices: Sequence[Choice], sizes: Sequence[int], entries: Sequence[Entry]) -> Prices:
+    return Prices(
+        choices=tuple(choices),
+        bytes=np.asarray(sizes, dtype=np.int64),
+        kl=np.asarray([e.kl for e in entries], dtype=np.float64),
+        delta=np.stack([e.delta for e in entries]),
+    )
+
+
+# keys
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _settings_key(workload: Workload, network: Network, images: Tensor, sensitivity: int, seed: int) -> str:
+    """Hash of everything but the space that prices depend on."""
+    content = hashlib.sha256()
+    for name, tensor in network.module.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().data)
+    content.update(images.contiguous().numpy().data)
+    versions = (FORMAT, autocomp.__version__, torch.__version__)
+    return _digest(content.hexdigest(), workload.fingerprint, workload.classes, sensitivity, seed, versions)
+
+
+def _unit_key(key: str, network: Network, unit: Unit) -> str:
+    return _digest(key, [(n, network.layers[n].weight) for n in unit.layers])
+
+
+def _execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:
+    layers = int8_layers(space, list(execution_choices(space)))
+    units = [(u, space.units[u].layers) for u in execution_choices(space)]
+    return _digest(key, "execution", layers, units, repr(profile.placement))
+
+
+def _readable(path: Path) -> UnitFile | None:
+    """The file, or None where there is none or it is damaged (it is then made anew)."""
+    try:
+        return UnitFile(path) if path.is_file() else None
+    except CorruptFileError:
+        return None
+
+
+def _missing(path: Path, unit: Unit) -> list[Choice]:
+    """Storage choices of the unit that the file does not hold."""
+    file = _readable(path)
+    return [c for c in unit.choices(axes=_storage_axes(unit)) if file is None or c.key() not in file]
