@@ -6,32 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """Paths of the tiny workload.
-
-    Attributes:
-        model: model spec.
-        weights: safetensors file.
-        data: data spec.
-    """
-
-    model: str
-    weights: Path
-    data: str
-
-    @property
-    def arguments(self) -> list[str]:
-        return [self.model, "--weights", str(self.weights), "--data", self.data, "--normalize", "none"]
+from tiny_workload import HERE, Tiny
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +20,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     from sklearn.datasets import load_digits
     from torch.nn import functional as F
 
-    sys.path.insert(0, str(HERE))
     from tiny_net import TinyNet
 
     folder = tmp_path_factory.mktemp("tiny")

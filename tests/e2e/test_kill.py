@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Tiny
+from tiny_workload import Tiny
 
 KILLS = 3
 """In CI; the ten of the promise run with ``pytest -m slow``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, Tiny
+from tiny_workload import HERE, Tiny
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("--preset", "quick", "--trials", "14")
