@@ -151,3 +151,80 @@ def environment() -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := version(name)) is not None},
         "gpus": [dict(gpu) for gpu in gpus()],
     }
+
+
+def cache_folder() -> Path:
+    """The user's cache: ``AUTOCOMP_CACHE``, else ``XDG_CACHE_HOME``/autocomp, else ``~/.cache/autocomp``."""
+    own = os.environ.get("AUTOCOMP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "autocomp"
+
+
+# What autocomp uses: import name, distributions it may come from, what it is for, how to get it.
+_PARTS = (
+    ("torch", ("torch",), "networks", "pip install torch"),
+    ("optuna", ("optuna",), "the search", "pip install optuna"),
+    ("constriction", ("constriction",), "entropy coders", "pip install constriction"),
+    ("onnx", ("onnx",), "export", "pip install onnx onnxscript"),
+    ("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "target cpu-onnxruntime", "pip install onnxruntime"),
+    ("openvino", ("openvino",), "OpenVINO targets", 'pip install "autocomp[openvino]"'),
+    (
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "TensorRT targets",
+        'pip install "autocomp[tensorrt]"',
+    ),
+    (
+        "tensorrt_rtx",
+        ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
+        "TensorRT-RTX targets",
+        'pip install "autocomp[tensorrt-rtx]"',
+    ),
+    ("ray", ("ray",), "--cluster", 'pip install "autocomp[ray]"'),
+    ("optuna_dashboard", ("optuna-dashboard",), "watching a study", 'pip install "autocomp[dashboard]"'),
+    ("torchvision", ("torchvision",), "models torchvision:NAME", "pip install torchvision"),
+    ("timm", ("timm",), "models timm:NAME", "pip install timm"),
+)
+_PYTHON = ((3, 11), (3, 14))
+
+
+def doctor() -> list[dict[str, str]]:
+    """What is here and what is missing: ``what``, ``state`` ("ok" or "missing"), ``detail``, ``remedy`` ("" when ok).
+
+    Imports none of the packages it looks for.
+    """
+    return [_check_python(), *(_check_package(*part) for part in _PARTS), _check_gpus(), _check_cache()]
+
+
+def _row(what: str, ok: bool, detail: str, remedy: str) -> dict[str, str]:
+    return {"what": what, "state": "ok" if ok else "missing", "detail": detail, "remedy": "" if ok else remedy}
+
+
+def _check_python() -> dict[str, str]:
+    low, high = (".".join(map(str, v)) for v in _PYTHON)
+    ok = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
+    return _row("python", ok, platform.python_version(), f"install Python {low} or later, below {high}")
+
+
+def _check_package(module: str, distributions: tuple[str, ...], use: str, remedy: str) -> dict[str, str]:
+    if importlib.util.find_spec(module) is None:
+        return _row(module, False, f"not installed; needed for {use}", remedy)
+    found = next((v for v in map(version, distributions) if v is not None), "version unknown")
+    return _row(module, True, found, remedy)
+
+
+def _check_gpus() -> dict[str, str]:
+    devices = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in gpus())
+    detail = devices or "no NVIDIA device; CPU targets do not need one"
+    return _row("CUDA device", bool(devices), detail, "install an NVIDIA driver where there is a device (nvidia-smi)")
+
+
+def _check_cache() -> dict[str, str]:
+    """The nearest existing folder decides whether the cache can be made; nothing is written."""
+    folder = cache_folder()
+    existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    ok = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    detail = str(folder) if ok else f"{folder}: {existing} cannot be written"
+    return _row("cache folder", ok, detail, "set AUTOCOMP_CACHE to a folder you can write")

@@ -168,9 +168,9 @@ class LatencyMeter:
                     return known
             best_path = self._path("reference", "", example, reference_key)
             measurement = self._time(engine, beside, example, best_path)
-            entry = {"key": key, "measurement": measurement.to_json(), "engine_bytes": engine.engine_bytes}
-            _write_json(path, entry)
-            return Measurement.from_json(entry["measurement"]), engine.engine_bytes
+            plain = measurement.to_json()
+            _write_json(path, {"key": key, "measurement": plain, "engine_bytes": engine.engine_bytes})
+            return Measurement.from_json(plain), engine.engine_bytes
 
     def _build(self, model: bytes, example: np.ndarray) -> Engine:
         return self.target.runtime.build(model, self.target.profile, example)

@@ -21,7 +21,7 @@ def block_length(count: int) -> int:
     Neighbouring timings share the machine's state, so single samples are not independent; drawing
     blocks keeps that dependence (order of growth: Hall, Horowitz and Jing 1995).
     """
-    return max(1, round(count ** (1 / 3)))
+    return max(1, round(math.cbrt(count)))
 
 
 def _resampled_medians(values: NDArray[np.float64], *, seed: int, repeats: int, block: int) -> NDArray[np.float64]:
@@ -148,5 +148,8 @@ def mcnemar_p(correct: ArrayLike, reference: ArrayLike) -> float:
         raise ValueError(f"mcnemar_p: {a.size} beside {b.size} answers; needs as many of both")
     gained, lost = int((a & ~b).sum()), int((~a & b).sum())
     n, k = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
+    term = tail = 1  # C(n, i) and their sum, exact in integers
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        tail += term
     return min(1.0, float(2 * tail / 2**n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocomp.errors import UnsupportedError
 
@@ -25,7 +25,7 @@ _BIAS_OPS = ("Conv", "Gemm")
 
 def load(data: bytes) -> ModelProto:
     """A parsed model; :class:`UnsupportedError` where the bytes are none."""
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # stubs are a separate package
 
     model = ModelProto()
     try:
@@ -69,7 +69,7 @@ def quantize_biases(model: ModelProto) -> bool:
     return changed
 
 
-def _dequantize_scale(node: NodeProto | None, values: dict[str, object]) -> np.ndarray | None:
+def _dequantize_scale(node: NodeProto | None, values: dict[str, TensorProto]) -> np.ndarray | None:
     if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in values:
         return None
     return np.asarray(numpy_helper.to_array(values[node.input[1]]))

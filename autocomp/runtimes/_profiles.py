@@ -88,7 +88,7 @@ class _Reader:
         raw, unit = value.get("value"), value.get("unit")
         if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw) or raw <= 0:
             raise self.error(f"{key}.value", f"must be a number above 0, is {raw!r}")
-        if unit not in units:
+        if not isinstance(unit, str) or unit not in units:
             raise self.error(f"{key}.unit", f"{unit!r} is no unit of {dimension}; allowed {', '.join(units)}")
         source = self.text(value, "source", key)
         base: float = raw * units[unit]
