@@ -120,10 +120,11 @@ class LatencyMeter:
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
     ) -> tuple[Measurement, int] | None:
         """The remembered measurement and engine size, or None. Arguments as for :meth:`measure`."""
-        entry = _read_json(self._path("measurement", key, example, reference_key))
-        if entry is None:
+        entry = _read_json(self._path("measurement", key, example, reference_key)) or {}
+        try:
+            return Measurement.from_json(entry["measurement"]), int(entry["engine_bytes"])
+        except (KeyError, TypeError, ValueError):
             return None
-        return Measurement.from_json(entry["measurement"]), int(entry["engine_bytes"])
 
     def measure(
         self,
@@ -183,7 +184,8 @@ class LatencyMeter:
 
     def _time(self, engine: Engine, beside: Engine, example: np.ndarray, best_path: Path) -> Measurement:
         """Up to ``attempts`` measurements; the one with the fastest reference is kept."""
-        best = (_read_json(best_path) or {}).get("median_s")
+        found = (_read_json(best_path) or {}).get("median_s")
+        best = found if isinstance(found, float) else None
         tries: list[Measurement] = []
         for _ in range(self.recipe.attempts):
             tries.append(self._attempt(engine, beside))
@@ -328,10 +330,11 @@ def _lease(device: str) -> Iterator[None]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in ``path``; None where there is no file or it holds something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
+    with storage_errors(path):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
     return data if isinstance(data, dict) else None
 
 

@@ -134,3 +134,21 @@ def test_targets_are_listed_with_why_not() -> None:
     assert set(rows) == set(shipped.names("hw_profiles"))
     assert rows["cpu-onnxruntime"]["usable"] is True
     assert all(bool(row["why_not"]) is not row["usable"] for row in rows.values())
+
+
+def test_documentation_names_every_key() -> None:
+    from autocomp import runtimes
+    from autocomp.runtimes import _profiles as schema
+
+    path = Path(__file__).parents[2] / "docs" / "hardware_profiles.md"
+    text = path.read_text(encoding="utf-8")
+    keys = {*schema.LAYER_KINDS, *schema.PRECISIONS, *schema.LIMITS, *schema._PLACEMENT}
+    keys |= {k for k in schema.NUMBERS if not k.startswith("peak_")}
+    keys |= {option for name in runtimes.names() for option in runtimes.module(name).OPTIONS}
+    assert [k for k in sorted(keys) if f"`{k}`" not in text] == []
+
+
+def test_example_of_the_documentation_loads(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "docs" / "hardware_profiles.md"
+    example = path.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    assert load_profile(write(tmp_path, example)).limits == {"memory_bytes": 512 * 1024}
