@@ -19,6 +19,6 @@ def write_report(summary: RunSummary, folder: Path) -> list[Path]:
     from autocomp.report import html, plots, tables
 
     files = tables.write_csv(summary, folder)
-    files.append(plots.write_png(summary, folder / "pareto.png"))
-    files.append(html.write_html(summary, folder / "report.html"))
-    return files
+    picture = plots.write_png(summary, folder / "pareto.png")
+    page = html.write_html(summary, folder / "report.html", picture=picture.read_bytes())
+    return [*files, picture, page]

@@ -58,8 +58,10 @@ class Stage:
         return max(0.0, self.step_s * (self.total - self.done) - (now - self.last))
 
     def words(self, *, verbose: bool) -> list[str]:
-        """The facts as text; without ``verbose`` only those everyone wants."""
-        out = []
+        """Steps and facts as text; without ``verbose`` structured facts are left out."""
+        out = [] if self.total is None and not self.done else [str(self.done)]
+        if self.total is not None:
+            out = [f"{self.done}/{self.total}"]
         for key, value in self.facts.items():
             if key == "best" and value is not None:
                 out.append(f"best {value}")
@@ -119,12 +121,7 @@ class Board:
 def line(stage: Stage, now: float, *, verbose: bool = False) -> str:
     """One plain line: "search: 12/32, 1 failed, 7 on the front, best 3.9 MB 98.2 %, 40 s left"."""
     begun = now if stage.start is None else stage.start
-    words = []
-    if stage.total is not None:
-        words.append(f"{stage.done}/{stage.total}")
-    elif stage.done:
-        words.append(str(stage.done))
-    words += stage.words(verbose=verbose)
+    words = stage.words(verbose=verbose)
     if stage.end is not None:
         words.append(f"{'done in' if stage.whole else 'stopped after'} {seconds(stage.end - begun)}")
     else:

@@ -45,7 +45,8 @@ def digits(value: float) -> str:
     """Three significant digits, zeros kept, never an exponent: 2.8 → "2.80", 1234.5 → "1,234"."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    rounded = abs(float(f"{value:.3g}"))
+    places = max(0, 2 - math.floor(math.log10(rounded)))
     return f"{value:,.{places}f}"
 
 

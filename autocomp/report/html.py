@@ -27,8 +27,15 @@ from autocomp.report import plots
 if TYPE_CHECKING:
     import jinja2
 
+LIMITS = {"max_latency_s": "--max-latency", "max_engine_bytes": "--max-engine-size", "max_drop": "--max-drop"}
+FLAGS = (
+    *("weights", "data", "image_size", "normalize", "metric", "target", "batch_size", "space", "preset", "trials"),
+    *("sampler", "storage", "jobs", "cluster", "finish", "seed"),
+)
+"""Options of ``autocomp search`` that are fields of the settings under the same name."""
 
-def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True) -> Path:
+
+def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True, *, picture: bytes | None = None) -> Path:
     """Write the page.
 
     Args:
@@ -36,11 +43,12 @@ def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True) -> P
         path: the file, overwritten.
         plotly_inline: False leaves plotly.js out: the front is then a picture (about 0.3 MB in all
             instead of 5 MB), everything else is the same.
+        picture: the PNG of :func:`autocomp.report.plots.png`, where it was drawn already.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    text = page(summary, plotly_inline=plotly_inline)
+    text = page(summary, plotly_inline=plotly_inline, picture=picture)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -48,12 +56,11 @@ def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True) -> P
     return path
 
 
-def page(summary: RunSummary, *, plotly_inline: bool = True) -> str:
-    """The page as text."""
+def page(summary: RunSummary, *, plotly_inline: bool = True, picture: bytes | None = None) -> str:
+    """The page as text; arguments as in :func:`write_html`."""
     from markupsafe import Markup
 
     assets = importlib.resources.files("autocomp.report")
-    picture = base64.b64encode(plots.png(summary)).decode()
     return (
         _environment()
         .from_string((assets / "page.html").read_text(encoding="utf-8"))
@@ -70,7 +77,7 @@ def page(summary: RunSummary, *, plotly_inline: bool = True) -> str:
             js=Markup((assets / "page.js").read_text(encoding="utf-8")),
             plotly=Markup(_plotly()) if plotly_inline else "",
             data=Markup(_embedded(chart_data(summary))),
-            picture=picture,
+            picture=base64.b64encode(plots.png(summary) if picture is None else picture).decode(),
         )
     )
 
@@ -95,18 +102,12 @@ def command(summary: RunSummary) -> str:
         words.append(str(given["model"]))
     if summary.budget_bytes is not None:
         words += ["--budget", str(given.get("budget_text") or summary.budget_bytes)]
-    for name in ("max_latency_s", "max_engine_bytes", "max_drop"):
-        value = given.get(name)
-        if value is not None:
-            words += [
-                f"--{name.rpartition('_')[0] if name != 'max_drop' else name}".replace("_", "-"),
-                _limit(name, value),
-            ]
-    for name in ("weights", "data", "image_size", "normalize", "metric", "target", "space", "preset", "trials"):
+    for name, flag in LIMITS.items():
+        if given.get(name) is not None:
+            words += [flag, _limit(name, given[name])]
+    for name in FLAGS:
         words += _flag(name, given, usual)
-    for name in ("sampler", "storage", "jobs", "cluster", "finish", "seed"):
-        words += _flag(name, given, usual)
-    return shlex.join(words).replace("--max-engine ", "--max-engine-size ")
+    return shlex.join(words)
 
 
 def _limit(name: str, value: float) -> str:
@@ -117,7 +118,8 @@ def _limit(name: str, value: float) -> str:
 
 def _flag(name: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     value = given.get(name, usual[name])
-    return [] if value == usual[name] else [f"--{name.replace('_', '-')}", str(value)]
+    value, default = (",".join(map(str, v)) if isinstance(v, list | tuple) else v for v in (value, usual[name]))
+    return [] if value == default else [f"--{name.replace('_', '-')}", str(value)]
 
 
 def _slower(summary: RunSummary) -> bool:

@@ -163,24 +163,23 @@ class Drawn:
         from rich.text import Text
 
         if stage.start is None:
-            return [Text(self._waiting, style="dim"), Text(stage.name, style="dim"), Text("")]
+            return [Text(self._waiting, style="dim"), Text(stage.name, style="dim")]
         spent = Text(seconds((now if stage.end is None else stage.end) - stage.start), style="dim")
         if stage.end is None:
             return [self._spinner, Text(stage.name, style="bold"), spent]
         mark = Text(self._done, style="green") if stage.whole else Text(self._cut, style="red")
-        return [mark, Text(stage.name), spent]
+        return [mark, Text(stage.name), spent, Text(", ".join(stage.words(verbose=self.verbose)), style="dim")]
 
     def _bar(self, stage: Stage, now: float) -> Iterator[RenderableType]:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
+        left = stage.left_s(now)
         if stage.total:
-            left = stage.left_s(now)
             row = Table.grid(padding=(0, 1))
             row.add_row(
                 ProgressBar(total=stage.total, completed=min(stage.done, stage.total), width=32),
-                Text(f"{stage.done}/{stage.total}"),
                 Text("" if left is None else f"about {seconds(left)} left", style="dim"),
             )
             yield row

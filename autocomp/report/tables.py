@@ -20,6 +20,7 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Row))
 AS_JSON = ("score_test_ci95", "latency_ms_ci95", "techniques", "recipe", "notes")
 """Columns whose cells are JSON text in the CSV files."""
 
+REQUIRED = ("feasible", "file_bytes", "score_search", "kl_search", "techniques", "recipe", "notes")
 INTEGERS = ("trial", "file_bytes", "engine_bytes")
 
 
@@ -94,6 +95,8 @@ def _cell(name: str, cell: str) -> Any:
     if name in ("name", "candidate"):
         return cell
     if cell == "":
+        if name in REQUIRED:
+            raise ValueError(f"no {name}")
         return None
     if name in AS_JSON:
         return json.loads(cell)
