@@ -2,7 +2,7 @@
 
 ``torch.export`` does the tracing. What it returns is brought to a plain form: one input, one output
 (the first tensor of whatever the module returns), no in-place operations, no checks; each node's
-``meta`` holds only ``path``, the module it ran in.
+``meta`` holds only ``path``, the module it ran in, and the input's ``dtype``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _plain(program: ExportedProgram, module: nn.Module) -> fx.GraphModule:
             value = _attribute(traced, str(node.target))
             node.target = first_names.get(id(value), node.target)
             attributes[str(node.target)] = value
-        node.meta = {"path": _path(node)}
+        dtype = {"dtype": node.meta["val"].dtype} if node.op == "placeholder" else {}
+        node.meta = {"path": _path(node), **dtype}
     _merge_attributes(graph)
     graph.lint()
     return fx.GraphModule(attributes, graph)

@@ -205,3 +205,13 @@ def _all_skipped(
     accounted = {*found, *(a for layer in found.values() for a in layer.aliases)}
     accounted |= {s.name for s in skipped} | set(reasons)
     return (*skipped, *norms, *layers.other_parameters(module, accounted))
+
+
+def stand_in(network: Network, samples: int = 2) -> Tensor:
+    """Inputs [samples, ...] of the network's shape and type, for tracing it again: normal deviates or zeros."""
+    shape = (samples, *network.input_shape)
+    nodes = network.graph.graph.nodes if network.graph is not None else ()
+    dtype = next((n.meta["dtype"] for n in nodes if n.op == "placeholder"), torch.float32)
+    if dtype != torch.float32:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,231 @@
+"""Building an ONNX model from a skeleton: initializers, weights as integers, Q/DQ pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autocomp.core.compressed import ActivationQuantizer
+from autocomp.core.encodings import QuantizedTensor
+
+if TYPE_CHECKING:
+    import onnx
+
+    from autocomp.runtimes._skeleton import Skeleton
+
+Pair = tuple[str, ActivationQuantizer]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Where an integer bias goes: a layer's call reads ``tensor``, its input has ``quantizer``."""
+
+    tensor: str
+    weight: str
+    quantizer: ActivationQuantizer
+
+
+class Graft:
+    """One model under construction.
+
+    Args:
+        skeleton: the exported network.
+        tensors: state-dict key → float32 array, for every tensor that is not in ``integers``.
+        integers: state-dict key → symmetric int8 grid of the weights that stay integers.
+        quantizers: value key → quantizer, for every value that gets a Q/DQ pair.
+        int32_bias: biases of layers with integer weights become int32 at the scale of their sums.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        tensors: Mapping[str, np.ndarray],
+        integers: Mapping[str, QuantizedTensor],
+        quantizers: Mapping[str, ActivationQuantizer],
+        *,
+        int32_bias: bool,
+    ) -> None:
+        self.skeleton = skeleton
+        self._tensors, self._integers, self._quantizers = tensors, integers, quantizers
+        self._int32_bias = int32_bias
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {t.name: t for t in skeleton.constants}
+        self._names: dict[str, str] = {}
+        self._grid: dict[str, ActivationQuantizer] = {}
+        self._weights: dict[str, str] = {}
+        self._markers: dict[str, list[str]] = {}
+        for marker, source in skeleton.sources.items():
+            self._markers.setdefault(source, []).append(marker)
+        self._transposed = _transposed_weights(skeleton)
+
+    def model(self, batch_size: int | None) -> onnx.ModelProto:
+        """The finished model; ``batch_size`` None leaves the batch axis free."""
+        import onnx
+
+        for marker in self.skeleton.tensors:
+            self._weight(marker)
+        for info in self.skeleton.inputs:
+            self._follow(info.name)
+        for node in self.skeleton.nodes:
+            self._node(node)
+        outputs = [self._finish_output(info) for info in self.skeleton.outputs]
+        used = {name for node in self._nodes for name in node.input} | {info.name for info in outputs}
+        graph = onnx.GraphProto(
+            name="network",
+            node=self._nodes,
+            initializer=[t for name, t in self._initializers.items() if name in used],
+            input=[_sized(info, batch_size) for info in self.skeleton.inputs],
+            output=[_sized(info, batch_size) for info in outputs],
+        )
+        return onnx.ModelProto(
+            ir_version=self.skeleton.ir_version,
+            producer_name="autocomp",
+            opset_import=[onnx.OperatorSetIdProto(domain="", version=self.skeleton.opset)],
+            graph=graph,
+        )
+
+    def _weight(self, marker: str) -> None:
+        """Initializers of one tensor; the marker's name then stands for what readers get."""
+        key = self.skeleton.tensors[marker]
+        self._weights[marker] = key
+        turned = marker in self._transposed
+        if key not in self._integers:
+            array = self._tensors[key]
+            self._names[marker] = self._initializer(key, array.T if turned else array)
+            return
+        encoding = self._integers[key]
+        symbols = encoding.symbols.numpy().astype(np.int8)
+        axis = encoding.axis
+        if turned:
+            symbols, axis = symbols.T, 1 - axis
+        scale = self._integer_scale(key)
+        zero = np.zeros(scale.shape, np.int8)
+        self._names[marker] = self._dequantize(key, symbols, scale, zero, axis)
+
+    def _integer_scale(self, key: str) -> np.ndarray:
+        """Scale of an integer weight: [channels], or scalar."""
+        scale: np.ndarray = self._integers[key].scale.numpy().astype(np.float32)
+        return scale.reshape(()) if scale.size == 1 else scale
+
+    def _dequantize(self, key: str, symbols: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> str:
+        from onnx import helper
+
+        names = [
+            self._initializer(key, symbols),
+            self._initializer(f"{key}:scale", scale),
+            self._initializer(f"{key}:zero_point", zero),
+        ]
+        out = f"{key}:dequantized"
+        node = helper.make_node("DequantizeLinear", names, [out], f"{key}:dq")
+        if scale.ndim:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self._nodes.append(node)
+        return out
+
+    def _initializer(self, name: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return name
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        import onnx
+
+        if node.op_type == "Transpose" and node.input[0] in self._transposed:
+            self._names[node.output[0]] = self._names[node.input[0]]
+            return
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            copy.input[i] = self._names.get(name, name)
+        if self._int32_bias and node.op_type in ("Conv", "Gemm", "ConvTranspose"):
+            self._integer_bias(node, copy)
+        self._nodes.append(copy)
+        for name in node.output:
+            self._follow(name)
+
+    def _integer_bias(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
+        """bias ≈ integer · (input scale · weight scale): what integer kernels add to their sums."""
+        weight = self._weights.get(node.input[1])
+        bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
+        quantizer = self._grid.get(copy.input[0])
+        if weight not in self._integers or bias is None or quantizer is None or weight is None:
+            return
+        scale = np.float32(quantizer.scale) * self._integer_scale(weight)
+        symbols = np.round(self._tensors[bias].astype(np.float64) / scale)
+        if not np.all(np.abs(symbols) < 2**31):
+            return
+        key = bias if bias not in self._initializers else f"{bias}:{copy.output[0]}"
+        zero = np.zeros(scale.shape, np.int32)
+        copy.input[2] = self._dequantize(key, symbols.astype(np.int32), np.asarray(scale, np.float32), zero, 0)
+
+    def _follow(self, name: str) -> None:
+        """Attach what stands behind a fresh result: Q/DQ pairs where its markers' values are quantized."""
+        for marker in self._markers.get(name, ()):
+            current = self._names.get(name, name)
+            quantizer = self._quantizers.get(self.skeleton.values[marker])
+            if quantizer is not None and self._grid.get(current) != quantizer:
+                current = self._pair(self.skeleton.values[marker], current, quantizer)
+            self._names[marker] = current
+            self._follow(marker)
+
+    def _pair(self, key: str, name: str, quantizer: ActivationQuantizer) -> str:
+        from onnx import helper
+
+        integer = np.uint8 if quantizer.low >= 0 else np.int8
+        constants = [
+            self._initializer(f"{key}:scale", np.asarray(quantizer.scale, np.float32)),
+            self._initializer(f"{key}:zero_point", np.asarray(quantizer.zero_point, integer)),
+        ]
+        symbols, out = f"{key}:quantized", f"{key}:dequantized"
+        self._nodes.append(helper.make_node("QuantizeLinear", [name, *constants], [symbols], f"{key}:q"))
+        self._nodes.append(helper.make_node("DequantizeLinear", [symbols, *constants], [out], f"{key}:dq"))
+        self._grid[out] = quantizer
+        return out
+
+    def _finish_output(self, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        """The graph's output keeps its name: its maker is renamed, or a constant or input is handed on."""
+        from onnx import helper
+
+        made = self._names.get(info.name, info.name)
+        if made != info.name:
+            self._nodes.append(helper.make_node("Identity", [made], [info.name], "output"))
+            makers = [i for i, node in enumerate(self._nodes[:-1]) if made in node.output]
+            readers = [node for node in self._nodes[:-1] if made in node.input]
+            if makers and not readers:
+                self._nodes.pop()
+                maker = self._nodes[makers[0]]
+                maker.output[list(maker.output).index(made)] = info.name
+        return info
+
+
+def _transposed_weights(skeleton: Skeleton) -> set[str]:
+    """Markers of matrices that are only read transposed: they are stored that way."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in skeleton.nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return {
+        marker
+        for marker in skeleton.tensors
+        if marker in readers and all(n.op_type == "Transpose" and _is_swap(n) for n in readers[marker])
+    }
+
+
+def _is_swap(node: onnx.NodeProto) -> bool:
+    return any(a.name == "perm" and list(a.ints) == [1, 0] for a in node.attribute)
+
+
+def _sized(info: onnx.ValueInfoProto, batch_size: int | None) -> onnx.ValueInfoProto:
+    import onnx
+
+    sized = onnx.ValueInfoProto()
+    sized.CopyFrom(info)
+    for dim in sized.type.tensor_type.shape.dim:
+        if batch_size is not None and dim.dim_param == "batch":
+            dim.dim_value = batch_size
+    return sized

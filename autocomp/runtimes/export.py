@@ -1,0 +1,219 @@
+"""Candidates as ONNX models with explicit Q/DQ: what ONNX Runtime, OpenVINO and TensorRT build engines from.
+
+The float network is exported once; a candidate replaces initializers and inserts Q/DQ pairs, which takes
+milliseconds. A quantized value has one Q/DQ pair for all its readers, as in the simulation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.encodings import Encoding, QuantizedTensor
+from autocomp.core.hardware import Placement
+from autocomp.core.network import Layer, Network
+from autocomp.errors import UnsupportedError
+from autocomp.graph import ops
+from autocomp.graph.placement import output_values
+from autocomp.runtimes._graft import Graft
+from autocomp.runtimes._skeleton import Skeleton, export_skeleton
+
+MATRIX_LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
+"""Kinds whose weights an int8 engine takes as integers."""
+
+
+class OnnxExporter:
+    """Exports candidates of one network. Input "input", output "output", batch axis free or fixed.
+
+    Args:
+        network: with a graph.
+        int32_bias: write biases of int8 layers as int32 with scale = input scale · weight scale, which
+            ONNX Runtime's integer kernels need; TensorRT refuses it and takes float32 biases.
+    """
+
+    def __init__(self, network: Network, *, int32_bias: bool = True) -> None:
+        if network.graph is None:
+            raise UnsupportedError(f"this model cannot be exported to ONNX: {network.no_graph}")
+        self.network = network
+        self.int32_bias = int32_bias
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The exported network, made when first needed (seconds)."""
+        return export_skeleton(self.network)
+
+    def executes(self, compressed: CompressedModel, int8_layers: Collection[str] | None = None) -> dict[str, str]:
+        """Layer → "int8" or "float32": how its weights reach the engine.
+
+        A layer asked for int8 still runs in float32 where its weights are no symmetric int8 grid (float16,
+        a zero point, symbols beyond ±127) or its inputs are not quantized.
+
+        Args:
+            compressed: the candidate.
+            int8_layers: layers asked for; None: those whose choice holds an activation step.
+        """
+        if int8_layers is None:
+            int8_layers = _asked(compressed)
+        quantizers = self._quantizers(compressed)
+        return {
+            name: "int8" if name in int8_layers and self._runs_int8(layer, compressed, quantizers) else "float32"
+            for name, layer in self.network.layers.items()
+        }
+
+    def export(
+        self,
+        compressed: CompressedModel,
+        placement: Placement,
+        int8_layers: Collection[str] | None = None,
+        batch_size: int | None = None,
+    ) -> bytes:
+        """The candidate as a serialized ONNX model.
+
+        Args:
+            compressed: the candidate.
+            placement: of the target; a symmetric one takes int8 quantizers with zero point 0 only.
+            int8_layers: layers that execute in int8 where they can (see :meth:`executes`); None: those
+                whose choice holds an activation step.
+            batch_size: None: any.
+
+        Raises:
+            UnsupportedError: an operation that ONNX has not, or quantizers the target does not take.
+        """
+        _check_placement(compressed, placement)
+        executes = self.executes(compressed, int8_layers)
+        state = self.network.module.state_dict()
+        integers: dict[str, QuantizedTensor] = {}
+        for name, precision in executes.items():
+            encoding = compressed.tensors.get(self.network.layers[name].weight)
+            if precision == "int8" and isinstance(encoding, QuantizedTensor):
+                integers[self.network.layers[name].weight] = encoding
+        tensors: dict[str, np.ndarray] = {}
+        for key in set(self.skeleton.tensors.values()) - set(integers):
+            encoded = compressed.tensors.get(key)
+            tensor = encoded.decode() if encoded is not None else self._tensor(key, state)
+            tensors[key] = tensor.detach().numpy()
+        quantizers = self._quantizers(compressed)
+        graft = Graft(self.skeleton, tensors, integers, quantizers, int32_bias=self.int32_bias)
+        return bytes(graft.model(batch_size).SerializeToString())
+
+    def structure_key(
+        self,
+        compressed: CompressedModel,
+        placement: Placement,
+        batch_size: int | None = None,
+        int8_layers: Collection[str] | None = None,
+    ) -> str:
+        """Hash of everything that decides how fast the engine is; weights and scales do not.
+
+        Engines of one key differ in the numbers they hold only.
+        """
+        executes = self.executes(compressed, int8_layers)
+        quantizers = self._quantizers(compressed)
+        content = {
+            "graph": self._graph_text,
+            "weights": {
+                name: list(compressed.tensors[self.network.layers[name].weight].scale.shape)  # type: ignore[union-attr]
+                for name, precision in executes.items()
+                if precision == "int8"
+            },
+            "values": {key: [q.low, q.high, q.zero_point == q.low] for key, q in quantizers.items()},
+            "symmetric": placement.symmetric,
+            "int32_bias": self.int32_bias,
+            "batch_size": batch_size,
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def _graph_text(self) -> list[str]:
+        """The graph's operations, arguments and shapes."""
+        graph = self.network.graph
+        assert graph is not None
+        lines = [f"input {self.network.input_shape}"]
+        for node in graph.graph.nodes:
+            lines.append(f"{node.name} {node.op} {node.target} {node.args} {dict(node.kwargs)}")
+            if node.op == "get_attr":
+                found: Any = graph
+                for part in str(node.target).split("."):
+                    found = getattr(found, part)
+                lines.append(str(tuple(found.shape)) if isinstance(found, torch.Tensor) else "")
+        return lines
+
+    def _tensor(self, key: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A tensor that the candidate says nothing about: of the state dict, or a constant of the graph."""
+        if key in state:
+            return state[key]
+        found: Any = self.network.graph
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def _quantizers(self, compressed: CompressedModel) -> dict[str, ActivationQuantizer]:
+        """Quantizers of the candidate, and of values that move elements of a quantized one.
+
+        Those lie on its grid, so quantizing them again with the same quantizer changes nothing, but
+        engines run an operation on integers only between two Q/DQ pairs.
+        """
+        unknown = [key for key in compressed.activations if key not in self.network.values]
+        if unknown:
+            raise UnsupportedError(f"the network has no value {unknown[0]!r} to quantize; calibrate this network again")
+        outputs = output_values(self.network)
+        found: dict[str, ActivationQuantizer] = {}
+        for key, value in self.network.values.items():
+            if key in compressed.activations:
+                found[key] = compressed.activations[key]
+            elif value.op in ops.MOVES and len(value.producers) == 1 and key not in outputs:
+                inherited = found.get(value.producers[0])
+                if inherited is not None:
+                    found[key] = inherited
+        return found
+
+    def _runs_int8(self, layer: Layer, compressed: CompressedModel, quantizers: dict[str, ActivationQuantizer]) -> bool:
+        reads = self._inputs[layer.name]
+        fits = fits_int8(compressed.tensors.get(layer.weight))
+        return layer.kind in MATRIX_LAYERS and fits and bool(reads) and all(key in quantizers for key in reads)
+
+    @cached_property
+    def _inputs(self) -> dict[str, list[str]]:
+        """Layer → values that its calls read ("" for what is no value)."""
+        graph = self.network.graph
+        assert graph is not None
+        keys = {value.node: key for key, value in self.network.values.items()}
+        names = {(layer.weight, layer.kind): name for name, layer in self.network.layers.items()}
+        found: dict[str, list[str]] = {name: [] for name in self.network.layers}
+        for node in graph.graph.nodes:
+            weight = ops.weight_of(node)
+            if weight is not None and (str(weight.target), ops.op_name(node)) in names:
+                name = names[str(weight.target), ops.op_name(node)]
+                found[name].append(keys.get(ops.data_of(node).name, ""))
+        return found
+
+
+def fits_int8(encoding: Encoding | None) -> bool:
+    """Whether a weight is a symmetric grid whose symbols lie in [-127, 127]."""
+    if not isinstance(encoding, QuantizedTensor):
+        return False
+    if encoding.zero_point is not None and bool((encoding.zero_point != 0).any()):
+        return False
+    return int(encoding.symbols.abs().max()) <= 127 if encoding.symbols.numel() else False
+
+
+def _asked(compressed: CompressedModel) -> set[str]:
+    return {unit for unit, choice in compressed.candidate.items() if choice.get("activations") is not None}
+
+
+def _check_placement(compressed: CompressedModel, placement: Placement) -> None:
+    for key, q in compressed.activations.items():
+        if placement.symmetric and (q.zero_point != 0 or q.low >= 0):
+            raise UnsupportedError(
+                f"value {key!r} has zero point {q.zero_point} in [{q.low}, {q.high}]; this target takes int8 with "
+                "zero point 0: calibrate with a symmetric placement"
+            )
