@@ -115,9 +115,8 @@ def check(split: TensorSplit, name: str, classes: int | None) -> None:
             good = torch.isfinite(tensor).flatten(1).all(1) if tensor.dim() > 1 else torch.isfinite(tensor)
             if not bool(good.all()):
                 bad = torch.nonzero(~good).flatten()
-                raise DataError(
-                    f"{name}: {len(bad)} {what}s hold NaN or infinity (first: sample {int(bad[0])}); mend or remove them"
-                )
+                where = f"first: sample {int(bad[0])}"
+                raise DataError(f"{name}: {len(bad)} {what}s hold NaN or infinity ({where}); mend or remove them")
     if classes is None:
         return
     low, high = int(split.targets.min()), int(split.targets.max())

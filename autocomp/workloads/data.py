@@ -102,9 +102,10 @@ def load_data(spec: str, request: Request) -> Data:
 def from_objects(made: Any, name: str, request: Request) -> Data:
     """Data from (train, test) or (train, search, test): map-style datasets, or (inputs, targets) pairs."""
     if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        length = f" of {len(made)}" if isinstance(made, tuple | list) else ""
         raise DataError(
             f"data {name}: expected (train, test) or (train, search, test), each a dataset or a pair "
-            f"(inputs, targets); got {type(made).__name__}{f' of {len(made)}' if isinstance(made, tuple | list) else ''}"
+            f"(inputs, targets); got {type(made).__name__}{length}"
         )
     labels = ("train", "test") if len(made) == 2 else ("train", "search", "test")
     _refuse_shared(made, labels, name)
@@ -190,7 +191,13 @@ def for_model(data: Data, channels: int | None, progress: Progress) -> Data:
             notes += [note] if note and note not in notes else []
         splits[name] = ready
     notes += _shared_samples(data.name, splits)
-    return dataclasses.replace(data, **splits, notes=tuple(notes))
+    return dataclasses.replace(
+        data,
+        calibration=splits["calibration"],
+        search=splits["search"],
+        test=splits["test"],
+        notes=tuple(notes),
+    )
 
 
 def halves(labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -97,8 +97,8 @@ def trained(name: str, *, seed: int, size: int, normalization: Normalization, pr
 
     def fresh() -> dict[str, torch.Tensor]:
         train, _, _ = splits(size=size, normalization=normalization)
-        build: Callable[[], nn.Module] = lambda: models.build(name, CLASSES)  # noqa: E731
-        return _train(build, train, recipe, seed, progress, f"training {name} on digits").state_dict()
+        progress.stage(f"training {name} on digits", total=recipe.epochs * (len(train) // recipe.batch_size))
+        return _train(lambda: models.build(name, CLASSES), train, recipe, seed, progress).state_dict()
 
     state = weight_cache.cached(f"{name}-digits", key, fresh, progress)
     network = models.build(name, CLASSES)
@@ -107,11 +107,10 @@ def trained(name: str, *, seed: int, size: int, normalization: Normalization, pr
 
 
 def _train(
-    build: Callable[[], nn.Module], train: TensorSplit, recipe: Training, seed: int, progress: Progress, title: str
+    build: Callable[[], nn.Module], train: TensorSplit, recipe: Training, seed: int, progress: Progress
 ) -> nn.Module:
     batches = len(train) // recipe.batch_size
     steps = batches * recipe.epochs
-    progress.stage(title, total=steps)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -122,11 +121,11 @@ def _train(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps, pct_start=0.25)
         for epoch in range(recipe.epochs):
             order = torch.randperm(len(train), generator=generator)[: batches * recipe.batch_size]
-            for index in order.split(recipe.batch_size):
+            for index in order.view(batches, recipe.batch_size):
                 images = _augment(train.inputs[index], recipe, generator)
                 loss = F.cross_entropy(network(images), train.targets[index])
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 progress.advance(epoch=epoch + 1, loss=round(loss.item(), 3))

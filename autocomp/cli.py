@@ -1,0 +1,335 @@
+"""The command line: parse, call, print, exit code. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done; 1 a check failed (``verify``); 2 bad input or settings; 3 nothing can meet the constraints;
+70 a bug (its traceback is in the log); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+import autocomp
+from autocomp import terminal
+from autocomp.errors import AutocompError, ConfigError
+
+app = typer.Typer(
+    name="autocomp",
+    help="Compression search: the Pareto front of networks that really are that small and that fast.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_WHAT, _LIMITS, _HOW, _RUN = "What is compressed", "Constraints", "How it is searched", "The run"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only notes and the answer.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All facts; tracebacks go to the log.")]
+
+
+def _option(help_text: str, panel: str, metavar: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar, show_default=False)
+
+
+Model = Annotated[
+    Optional[str],  # noqa: UP045  (typer below 0.16 reads no X | None)
+    typer.Argument(
+        help="Built-in name, torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. "
+        "[default: resnet18, trained on digits]",
+        show_default=False,
+    ),
+]
+Text = Optional[str]  # noqa: UP045
+Weights = Annotated[Text, _option("safetensors, or a torch checkpoint (weights_only).", _WHAT, "FILE")]
+Data = Annotated[
+    Text,
+    _option("digits, imagefolder:PATH, npz:PATH, package.module:factory or path/file.py:factory.", _WHAT, "SPEC"),
+]
+ImageSize = Annotated[Text, _option("Side in pixels that images are brought to.", _WHAT, "PIXELS")]
+Normalize = Annotated[Text, _option("imagenet [default], cifar10, none, or mean/std numbers.", _WHAT, "NAME|M/S")]
+Metric = Annotated[
+    Text,
+    _option("accuracy [default], top5, f1_macro, mse, kl, perplexity or module:function.", _WHAT, "NAME"),
+]
+Budget = Annotated[
+    Text, _option("Bytes of the compressed file: 4MB, 4MiB, 4000000, or 12% of the float32 file.", _LIMITS, "SIZE")
+]
+MaxLatency = Annotated[Text, _option("Highest latency of one batch: 2ms, 300us.", _LIMITS, "TIME")]
+MaxEngineSize = Annotated[Text, _option("Largest engine of the runtime: 8MB.", _LIMITS, "SIZE")]
+MaxDrop = Annotated[Text, _option("Largest loss of the metric, absolute: 1% or 0.01.", _LIMITS, "DROP")]
+Target = Annotated[Text, _option("Hardware profile, name or TOML. [default: cpu-onnxruntime]", _HOW, "NAME|FILE")]
+BatchSize = Annotated[Text, _option("Batch sizes at which latency is measured: 1,16. [default: 1]", _HOW, "N[,N]")]
+Space = Annotated[Text, _option("Search space, name or TOML. [default: default]", _HOW, "NAME|FILE")]
+Preset = Annotated[Text, _option("How much to spend: quick, default, extensive.", _HOW, "NAME")]
+Trials = Annotated[Text, _option("Stop after so many evaluations.", _HOW, "N")]
+Timeout = Annotated[Text, _option("Stop searching after so long: 10min.", _HOW, "TIME")]
+Sampler = Annotated[Text, _option("hybrid [default], tpe, nsga2, random, plan (solver only).", _HOW, "NAME")]
+Finish = Annotated[Text, _option("How finalists are recovered: ptq [default] or none.", _HOW, "NAME")]
+Storage = Annotated[Text, _option("Optuna storage URL. [default: a journal in the run folder]", _RUN, "URL")]
+Jobs = Annotated[Text, _option("Local processes. [default: 1]", _RUN, "N")]
+Cluster = Annotated[Text, _option("A Ray cluster (comes in a later version).", _RUN, "ADDRESS")]
+Seed = Annotated[Text, _option("Everything random derives from it. [default: 0]", _RUN, "N")]
+Out = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("Run folder. [default: runs/<model>-<budget>-<target>-s<seed>]", _RUN, "FOLDER"),
+]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("TOML file of these options; flags win over it.", _RUN, "FILE", "--config"),
+]
+Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"autocomp {autocomp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def search(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    image_size: ImageSize = None,
+    normalize: Normalize = None,
+    metric: Metric = None,
+    budget: Budget = None,
+    max_latency: MaxLatency = None,
+    max_engine_size: MaxEngineSize = None,
+    max_drop: MaxDrop = None,
+    target: Target = None,
+    batch_size: BatchSize = None,
+    space: Space = None,
+    preset: Preset = None,
+    trials: Trials = None,
+    timeout: Timeout = None,
+    sampler: Sampler = None,
+    finish: Finish = None,
+    storage: Storage = None,
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    seed: Seed = None,
+    out: Out = None,
+    config: Config = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds an earlier run.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Search for compressed networks that meet the constraints; the same command again goes on where it stopped."""
+    given = dict(locals())
+    settings, provenance = _resolve(given, config)
+    with terminal.guarded(settings.out, verbose=verbose, resumes=True):
+        from autocomp import pipeline
+        from autocomp.report import live, text
+
+        with live.terminal(quiet, verbose, stages=live.SEARCH_STAGES) as progress:
+            if verbose:
+                _say_origins(progress, settings, provenance)
+            summary = pipeline.search(settings, progress, fresh=fresh)
+        if json:
+            terminal.print_json(summary.to_json(brief=True))
+        else:
+            terminal.print_rich(text.summary_table(summary))
+        if summary.best is None:
+            from autocomp.report.format import answer
+
+            terminal.complain(answer(summary))
+            return 3
+    return 0
+
+
+@app.command()
+def survey(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    image_size: ImageSize = None,
+    normalize: Normalize = None,
+    metric: Metric = None,
+    target: Target = None,
+    space: Space = None,
+    preset: Preset = None,
+    jobs: Jobs = None,
+    seed: Seed = None,
+    out: Out = None,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Price every layer and choice: coded bytes and the change of the outputs, as a sensitivity table."""
+    given = dict(locals())
+    settings, provenance = _resolve(given, config)
+    with terminal.guarded(settings.out, verbose=verbose, resumes=True):
+        from autocomp import pipeline
+        from autocomp.report import live, text
+
+        with live.terminal(quiet, verbose) as progress:
+            if verbose:
+                _say_origins(progress, settings, provenance)
+            rows = pipeline.survey(settings, progress)
+        if json:
+            terminal.print_json({"run": str(settings.out.absolute()), "prices": rows})
+        else:
+            terminal.print_rich(text.survey_table(rows))
+    return 0
+
+
+@app.command()
+def report(run: Run, json: Json = False, verbose: Verbose = False) -> int:
+    """Rebuild report.html, pareto.csv, pareto.json and pareto.png of a run."""
+    with terminal.guarded(run, verbose=verbose):
+        from autocomp import pipeline
+
+        files = [str(path) for path in pipeline.report(run)]
+        if json:
+            terminal.print_json({"files": files})
+        else:
+            typer.echo("\n".join(files))
+    return 0
+
+
+@app.command()
+def export(
+    run: Run,
+    file_format: Annotated[
+        str, typer.Option("--format", help="autocomp, onnx, safetensors or tensorrt.", metavar="FORMAT")
+    ] = "autocomp",
+    pick: Annotated[str, typer.Option(help="best, knee, or the number of a trial.", metavar="ROW")] = "best",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File to write. [default: beside the run's files]", metavar="FILE", show_default=False),
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Write one network of a run as a file."""
+    with terminal.guarded(run, verbose=verbose):
+        from autocomp import pipeline
+
+        path = str(pipeline.export(run, pick, file_format, out))
+        if json:
+            terminal.print_json({"file": path})
+        else:
+            typer.echo(path)
+    return 0
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="Run folder, or an .autocomp file.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Measure again what a run or a file claims; exit code 1 if something does not hold."""
+    with terminal.guarded(path if path.is_dir() else None, verbose=verbose):
+        from autocomp import pipeline
+        from autocomp.report import live, text
+
+        with live.terminal(quiet, verbose) as progress:
+            checks = pipeline.verify(path, progress)
+        holds = all(check.ok for check in checks)
+        if json:
+            fields = ("name", "claimed", "measured", "ok")
+            rows = [{field: getattr(check, field) for field in fields} for check in checks]
+            terminal.print_json({"ok": holds, "checks": rows})
+        else:
+            terminal.print_rich(text.checks_table(checks))
+    return 0 if holds else 1
+
+
+@app.command()
+def targets(json: Json = False) -> int:
+    """Hardware profiles: what there is, what is usable here, and why not."""
+    with terminal.guarded(None):
+        from autocomp.runtimes._profiles import list_targets
+
+        terminal.print_rows("targets", list_targets(), as_json=json)
+    return 0
+
+
+@app.command()
+def spaces(json: Json = False) -> int:
+    """Search spaces that ship."""
+    with terminal.guarded(None):
+        from autocomp.survey.space_file import list_spaces
+
+        terminal.print_rows("spaces", list_spaces(), as_json=json)
+    return 0
+
+
+@app.command()
+def models(json: Json = False) -> int:
+    """Built-in models, and how others are named."""
+    with terminal.guarded(None):
+        from autocomp.workloads.load import list_models
+
+        terminal.print_rows("models", list_models(), as_json=json)
+    return 0
+
+
+@app.command()
+def doctor(json: Json = False) -> int:
+    """This machine: versions, runtimes, devices, what is missing and how to get it."""
+    with terminal.guarded(None):
+        from autocomp.environment import doctor as examine
+
+        terminal.print_rows("doctor", examine(), as_json=json)
+    return 0
+
+
+def _resolve(given: dict[str, Any], config_file: Path | None) -> tuple[Any, dict[str, str]]:
+    from autocomp import config
+
+    flags = {name: value for name, value in given.items() if name in config.OPTIONS}
+    return config.resolve(flags, config_file)
+
+
+def _say_origins(progress: Any, settings: Any, provenance: dict[str, str]) -> None:
+    """Which settings are not defaults, and where they came from."""
+    from autocomp.config import to_options
+
+    for name, value in to_options(settings).items():
+        if provenance.get(name, "default") != "default":
+            progress.note(f"{name} = {value} ({provenance[name]})")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """One command; returns its exit code. Errors become one line on stderr."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="autocomp", standalone_mode=False)
+    except AutocompError as error:
+        terminal.complain(str(error))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the edge of the program: a usage error of the parser, or a bug
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            unexpected = terminal.UnexpectedError.of(error, None)
+            terminal.complain(str(unexpected))
+            return unexpected.exit_code
+        if message := usage():  # empty where the help was shown instead
+            terminal.complain(f"{message} (autocomp --help shows what there is)")
+        return ConfigError.exit_code
+    return int(code or 0)
+
+
+def main() -> NoReturn:
+    """Entry point of ``autocomp`` and ``python -m autocomp``."""
+    sys.exit(run())

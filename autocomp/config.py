@@ -1,0 +1,307 @@
+"""Flags and config files → validated settings. Every error is one line: which option, its value, what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autocomp.core import plugins, shipped
+from autocomp.core.settings import PRESETS, Settings
+from autocomp.core.settings_file import to_options, write_config
+from autocomp.errors import ConfigError, UnknownNameError, UnsupportedError
+
+__all__ = ["OPTIONS", "parse_drop", "parse_duration", "parse_size", "resolve", "to_options", "write_config"]
+
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
+}
+_TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zA-Zµ%]*)\s*", re.ASCII | re.IGNORECASE)
+_FINISHES = ("none", "ptq")
+_FRACTION_METRICS = ("accuracy", "top5", "f1_macro")
+
+
+def _split(value: Any) -> tuple[float, str] | None:
+    """Number and unit of "4MB", None where there is no finite number."""
+    match = _NUMBER.fullmatch(str(value))
+    if match is None or isinstance(value, bool):
+        return None
+    number = float(match.group(1))
+    return (number, match.group(2)) if math.isfinite(number) else None
+
+
+def parse_size(value: Any, name: str = "size") -> int:
+    """Bytes from "4MB" (4,000,000), "4MiB" (4,194,304), "512kB", "4000000" or a number; fractions are cut off.
+
+    Raises:
+        ConfigError: no size, or less than one byte.
+    """
+    parts = _split(value)
+    unit = _SIZE_UNITS.get(parts[1].lower()) if parts else None
+    if parts is None or unit is None:
+        raise ConfigError(f"{name} = {value!r}: not a size; write 4MB (4,000,000 bytes), 4MiB, 512kB or plain bytes")
+    size = int(parts[0] * unit)
+    if size < 1:
+        raise ConfigError(f"{name} = {value!r}: a size is at least 1 byte; write 4MB, 4MiB, 512kB or plain bytes")
+    return size
+
+
+def parse_budget(value: Any, name: str = "budget") -> tuple[int | None, str]:
+    """(bytes, text); bytes is None for a percentage, which needs the model's size.
+
+    Raises:
+        ConfigError: neither a size nor a percentage, or not above 0.
+    """
+    parts = _split(value)
+    if parts is None or parts[1] != "%":
+        size = parse_size(value, name)
+        return size, str(value).strip()
+    if parts[0] <= 0:
+        raise ConfigError(f"{name} = {value!r}: must be above 0 %; write 12% (of the float32 file) or 4MB")
+    return None, f"{parts[0]:.12g}%"
+
+
+def parse_duration(value: Any, name: str = "duration") -> float:
+    """Seconds from "2ms", "1.5s", "300us", "10min", "1h" or a number of seconds.
+
+    Raises:
+        ConfigError: no duration, or not above 0.
+    """
+    parts = _split(value)
+    unit = _TIME_UNITS.get(parts[1].lower()) if parts else None
+    if parts is None or unit is None:
+        raise ConfigError(f"{name} = {value!r}: not a duration; write 2ms, 1.5s, 300us or 10min")
+    if parts[0] <= 0:
+        raise ConfigError(f"{name} = {value!r}: must be above 0; write 2ms, 1.5s, 300us or 10min")
+    return parts[0] * unit if unit >= 1 else parts[0] / round(1 / unit)
+
+
+def parse_drop(value: Any, name: str = "max_drop") -> float:
+    """Loss of the metric from "1%" (0.01) or "0.01".
+
+    Raises:
+        ConfigError: no number, or below 0.
+    """
+    parts = _split(value)
+    if parts is None or parts[1] not in ("", "%"):
+        raise ConfigError(f"{name} = {value!r}: not a drop; write 1% (one point of the metric) or 0.01")
+    if parts[0] < 0:
+        raise ConfigError(f"{name} = {value!r}: must be 0 or more; write 1% or 0.01")
+    return parts[0] / 100 if parts[1] == "%" else parts[0]
+
+
+def _whole(low: int, high: int) -> Callable[[Any, str], int]:
+    def parse(value: Any, name: str) -> int:
+        parts = _split(value)
+        if parts is None or parts[1] or parts[0] != int(parts[0]) or not low <= parts[0] <= high:
+            raise ConfigError(f"{name} = {value!r}: allowed are whole numbers from {low} to {high}")
+        return int(parts[0])
+
+    return parse
+
+
+def _batch_sizes(value: Any, name: str) -> tuple[int, ...]:
+    items = value if isinstance(value, list | tuple) else str(value).split(",")
+    sizes = tuple(_whole(1, 65_536)(item, name) for item in items)
+    if not sizes:
+        raise ConfigError(f"{name} = {value!r}: at least one batch size is needed, such as 1 or 1,16")
+    return tuple(dict.fromkeys(sizes))
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} = {value!r}: text is expected")
+    return value.strip()
+
+
+def _shipped(folder: str, kind: str) -> Callable[[Any, str], str]:
+    def parse(value: Any, name: str) -> str:
+        text = _text(value, name)
+        if text.endswith(".toml") and not Path(text).is_file():
+            raise ConfigError(f"{name} = {text!r}: there is no such file; known: {', '.join(shipped.names(folder))}")
+        shipped.resolve(folder, kind, text)
+        return text
+
+    return parse
+
+
+def _one_of(kind: str, known: Callable[[], list[str]]) -> Callable[[Any, str], str]:
+    def parse(value: Any, name: str) -> str:
+        text = _text(value, name)
+        if text not in known():
+            raise UnknownNameError(kind, text, known())
+        return text
+
+    return parse
+
+
+def _finish(value: Any, name: str) -> str:
+    if value == "qat":
+        raise UnsupportedError(f"{name} = 'qat': comes in a later version; use --finish ptq")
+    return _one_of("finish", lambda: list(_FINISHES))(value, name)
+
+
+def _metric(value: Any, name: str) -> str:
+    from autocomp.workloads import metrics
+
+    text = _text(value, name)
+    metrics.check_name(text)
+    return text
+
+
+def _normalize(value: Any, name: str) -> str:
+    from autocomp.workloads import normalize
+
+    text = _text(value, name)
+    normalize.parse(text)
+    return text
+
+
+def _weights(value: Any, name: str) -> Path:
+    path = Path(str(value)).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{name} = {str(value)!r}: there is no such file; give safetensors or a torch checkpoint")
+    return path
+
+
+def _data(value: Any, name: str) -> str:
+    text = _text(value, name)
+    kind, colon, rest = text.partition(":")
+    if kind in ("imagefolder", "npz") and colon:
+        path = Path(rest).expanduser()
+        if not (path.is_dir() if kind == "imagefolder" else path.is_file()):
+            thing = "folder" if kind == "imagefolder" else "file"
+            raise ConfigError(f"{name} = {text!r}: there is no {thing} {path}")
+    elif text != "digits" and not colon:
+        known = ("digits", "imagefolder:PATH", "npz:PATH", "package.module:factory", "path/file.py:factory")
+        raise UnknownNameError("data", text, known)
+    return text
+
+
+def _storage(value: Any, name: str) -> str:
+    text = _text(value, name)
+    if "://" not in text:
+        raise ConfigError(f"{name} = {text!r}: not a storage URL; write sqlite:///study.db or postgresql://...")
+    return text
+
+
+def _cluster(value: Any, name: str) -> str:
+    raise UnsupportedError(f"{name} = {value!r}: clusters come in a later version; use --jobs N on this machine")
+
+
+def _samplers() -> list[str]:
+    return plugins.names("autocomp.search.samplers")
+
+
+_PARSERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "model": ("model", _text),
+    "weights": ("weights", _weights),
+    "data": ("data", _data),
+    "image_size": ("image_size", _whole(8, 4096)),
+    "normalize": ("normalize", _normalize),
+    "metric": ("metric", _metric),
+    "max_latency": ("max_latency_s", parse_duration),
+    "max_engine_size": ("max_engine_bytes", parse_size),
+    "max_drop": ("max_drop", parse_drop),
+    "target": ("target", _shipped("hw_profiles", "target")),
+    "batch_size": ("batch_size", _batch_sizes),
+    "space": ("space", _shipped("search_spaces", "space")),
+    "preset": ("preset", _one_of("preset", lambda: list(PRESETS))),
+    "trials": ("trials", _whole(1, 1_000_000)),
+    "timeout": ("timeout_s", parse_duration),
+    "sampler": ("sampler", _one_of("sampler", _samplers)),
+    "storage": ("storage", _storage),
+    "jobs": ("jobs", _whole(1, 1024)),
+    "cluster": ("cluster", _cluster),
+    "finish": ("finish", _finish),
+    "seed": ("seed", _whole(0, 2**32 - 1)),
+    "out": ("out", lambda value, name: Path(str(value)).expanduser()),
+}
+"""Option → (field of the settings, parser of (value, name for messages)); the budget sets two fields."""
+
+OPTIONS = ("budget", *_PARSERS)
+"""Names of options, as in config files; flags have dashes."""
+
+
+def resolve(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """Settings from flags over a config file over defaults, and where each value came from.
+
+    Args:
+        flags: option name → value as text or number; None means not given.
+        config_file: TOML with option names as keys (dashes or underscores).
+
+    Returns:
+        The settings, and option → "default", "flag" or the file's path.
+
+    Raises:
+        UnknownNameError: an option, target, space, sampler, metric or preset that nothing answers to.
+        ConfigError, UnsupportedError: a value that is not allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    _known(given, "option")
+    from_file = {} if config_file is None else _read(config_file)
+    fields: dict[str, Any] = {}
+    provenance = dict.fromkeys(OPTIONS, "default")
+    for source, values in ((str(config_file), from_file), ("flag", given)):
+        for option, value in values.items():
+            if source != "flag" and option in given:
+                continue
+            label = f"--{option.replace('_', '-')}" if source == "flag" else f"{source}: {option}"
+            fields |= _parsed(option, value, label)
+            provenance[option] = source
+    settings = Settings(**fields)
+    if settings.max_drop is not None and settings.max_drop >= 1 and settings.metric in _FRACTION_METRICS:
+        raise ConfigError(
+            f"max_drop = {settings.max_drop:g}: {settings.metric} is a fraction, so a drop is below 1; "
+            f"write {settings.max_drop:g}% or {settings.max_drop / 100:g}"
+        )
+    if "out" not in fields:
+        settings = dataclasses.replace(settings, out=default_out(settings))
+    return settings, provenance
+
+
+def default_out(settings: Settings) -> Path:
+    """``runs/<model>-<budget>-<target>-s<seed>``, in characters that any file system takes."""
+    kind, colon, name = settings.model.rpartition(":")
+    model = f"{Path(kind).stem}-{name}" if colon else name
+    target = Path(settings.target).stem if settings.target.endswith(".toml") else settings.target
+    budget = settings.budget_text.replace("%", "pct") or "free"
+    parts = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in (model, budget, target))
+    return Path("runs") / "-".join([*parts, f"s{settings.seed}"])
+
+
+def _parsed(option: str, value: Any, label: str) -> dict[str, Any]:
+    """Fields of the settings that one option sets."""
+    if option == "budget":
+        size, text = parse_budget(value, label)
+        return {"budget_bytes": size, "budget_text": text}
+    field, parser = _PARSERS[option]
+    return {field: parser(value, label)}
+
+
+def _known(names: Mapping[str, Any], kind: str) -> None:
+    for name in names:
+        if name not in OPTIONS:
+            raise UnknownNameError(kind, name, OPTIONS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {path}: not valid TOML: {error}") from error
+    options = {name.replace("-", "_"): value for name, value in data.items()}
+    _known(options, f"option in {path}")
+    return options
