@@ -8,7 +8,7 @@ w_k + Σ_{j<k} (w_j − q_j) A_jk. That this equals GPTQ is theorem 6 of QuIP (C
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,9 +69,12 @@ class Hessian:
         batches = list(inputs)
         if not batches or not sum(len(b) for b in batches):
             raise DataError("no calibration inputs reached the layer; give it at least one image")
+        images = sum(len(b) for b in batches)
         moments = Moments(Patches.of(module, batches[0].shape))
-        for batch, positions in sampled_positions(moments.patches, batches, samples, seed):
-            moments.add(moments.patches.rows(batch, positions))
+        for i, batch in enumerate(batches):
+            share = None if samples is None else -(-samples * len(batch) // images)
+            for part, positions in sample_chunks(moments.patches, len(batch), share, seed + i):
+                moments.add(moments.patches.rows(batch[part].float(), positions))
         return moments.hessian()
 
     def centred(self) -> Hessian:
@@ -91,7 +94,7 @@ class Hessian:
 
 
 class Moments:
-    """Running sums of xxᵀ, x and, where targets are given, txᵀ and t, over sample chunks."""
+    """Running sums of xxᵀ and x over chunks of samples."""
 
     def __init__(self, patches: Patches) -> None:
         self.patches = patches
@@ -122,21 +125,29 @@ class Moments:
         return Hessian(second=second, mean=mean, columns=columns, width=width, samples=self._count)
 
 
-def sampled_positions(
-    patches: Patches, batches: Iterable[Tensor], samples: int | None, seed: int
-) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """Cut ``batches`` into chunks of bounded memory, each with the output positions to take (None: all)."""
-    listed = list(batches)
-    images = sum(len(b) for b in listed)
-    take = patches.positions if samples is None else min(patches.positions, -(-samples // images))
+def sample_chunks(
+    patches: Patches, images: int, samples: int | None, seed: int
+) -> Iterator[tuple[slice, Tensor | None]]:
+    """Cut ``images`` images into chunks of bounded memory.
+
+    Args:
+        patches: of the layer.
+        images: how many there are.
+        samples: at most about so many vectors of all images; None takes all.
+        seed: of the random choice of output positions, another one for each chunk.
+
+    Yields:
+        The images of a chunk and the output positions to take of each (None: all).
+    """
+    take = patches.positions if samples is None else max(1, min(patches.positions, -(-samples // images)))
     generator = torch.Generator().manual_seed(seed)
-    channels = max(1, len(patches.columns)) * int(getattr(patches.module, "groups", 1))
-    for batch in listed:
-        for chunk in batch.split(max(1, _CHUNK_VALUES // (channels * max(1, take)))):
-            chosen = None
-            if take < patches.positions:
-                chosen = torch.randperm(patches.positions, generator=generator)[:take].sort().values
-            yield chunk.float(), chosen
+    values = max(1, len(patches.columns)) * int(getattr(patches.module, "groups", 1)) * max(1, take)
+    step = max(1, _CHUNK_VALUES // values)
+    for start in range(0, images, step):
+        chosen = None
+        if take < patches.positions:
+            chosen = torch.randperm(patches.positions, generator=generator)[:take].sort().values
+        yield slice(start, min(start + step, images)), chosen
 
 
 def feedback(second: Tensor, damping: float = DAMPING) -> Tensor:
