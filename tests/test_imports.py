@@ -27,7 +27,7 @@ FLOORS = (
     ("stages",),
     ("pipeline", "loading"),
     ("config",),
-    ("api",),
+    ("api", "terminal"),
     ("cli",),
     ("__main__",),
 )
