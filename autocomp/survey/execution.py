@@ -39,6 +39,19 @@ def int8_layers(space: SearchSpace, units: Sequence[str]) -> dict[str, str]:
     return layers
 
 
+def candidate_values(network: Network, space: SearchSpace, placement: Placement) -> dict[str, str]:
+    """Value → calibrator, for every value that some candidate quantizes.
+
+    More int8 units only ever add combinations of quantized values and drop inputs that lie on a grid
+    already, so all units together and each alone show every value there is.
+    """
+    units = list(execution_choices(space))
+    values = quantized_values(network, int8_layers(space, units), placement)
+    for unit in units:
+        values = {**quantized_values(network, int8_layers(space, [unit]), placement), **values}
+    return {key: values[key] for key in network.values if key in values}
+
+
 def value_owners(network: Network, space: SearchSpace, placement: Placement) -> dict[str, tuple[str, ...]]:
     """Value → units that have it quantized when they execute in int8.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,19 +55,23 @@ class Pricer:
         self.sensitivity.at(layer.name)
         made = self._encodings(layer, choices)
         parts = self._waiting.setdefault(unit.name, {c: {} for c in choices})
-        for choice, tensors in made.items():
-            parts[choice].update({name: encode_tensor(e) for name, e in tensors.items()})
+        # coding is one thread of integer arithmetic: the forward passes run beside it
+        with ThreadPoolExecutor(max_workers=1) as coder:
+            coding = {c: {n: coder.submit(encode_tensor, e) for n, e in t.items()} for c, t in made.items()}
+            runs = [c for c in choices if c.get("weights") is not None and unit.layers == (layer.name,)]
+            alone = {c: self._run_layer(layer, made[c]) for c in runs}
+            for choice, records in coding.items():
+                parts[choice].update({name: record.result() for name, record in records.items()})
         if layer.name != unit.layers[-1]:
             return None
-        alone = len(unit.layers) == 1
-        entries = {}
-        for choice, records in self._waiting.pop(unit.name).items():
-            if choice.get("weights") is None:
-                entries[choice] = Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records=records)
-                continue
-            outputs = self._run_layer(layer, made[choice]) if alone else self._run_unit(records)
-            entries[choice] = Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records=records)
-        return entries
+        return {c: self._entry(c, r, alone.get(c)) for c, r in self._waiting.pop(unit.name).items()}
+
+    def _entry(self, choice: Choice, records: dict[str, bytes], outputs: Tensor | None) -> Entry:
+        """The price of ``choice``; ``outputs`` are computed here where they are None."""
+        if choice.get("weights") is None:
+            return Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records=records)
+        outputs = self._run_unit(records) if outputs is None else outputs
+        return Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records=records)
 
     def _encodings(self, layer: Layer, choices: Sequence[Choice]) -> dict[Choice, dict[str, Encoding]]:
         """State-dict key → encoding for each choice, with the layer's own output statistics restored."""

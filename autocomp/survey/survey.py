@@ -31,10 +31,9 @@ from autocomp.errors import CorruptFileError, DataError
 from autocomp.evaluators import artifact
 from autocomp.evaluators.quality import first_tensor
 from autocomp.graph.partial import PrefixRunner
-from autocomp.graph.placement import quantized_values
 from autocomp.survey.database import Database, Entry, UnitFile, write_unit
 from autocomp.survey.effects import Effects
-from autocomp.survey.execution import execution_choices, int8_layers, price_execution
+from autocomp.survey.execution import candidate_values, execution_choices, int8_layers, price_execution
 from autocomp.survey.pricing import Pricer
 from autocomp.transforms.calibrate import calibrate_activations
 from autocomp.transforms.stitch import float_encodings
@@ -224,8 +223,7 @@ def _calibrated(
     network: Network, space: SearchSpace, profile: HardwareProfile, calibration: Sequence[Tensor]
 ) -> dict[str, ActivationQuantizer]:
     """Quantizers of every value that a candidate may quantize."""
-    layers = int8_layers(space, list(execution_choices(space)))
-    values = quantized_values(network, layers, profile.placement)
+    values = candidate_values(network, space, profile.placement)
     if not values:
         return {}
     return calibrate_activations(network, values, calibration, symmetric=profile.placement.symmetric)
