@@ -18,6 +18,7 @@ from autocomp.errors import CorruptFileError
 
 Floats = NDArray[np.float32]
 
+_POSITIVE, _SIGNED, _PLAIN = 0, 1, 2
 _TRIVIAL_BYTES = 8  # a code this small cannot be beaten by the range coder
 
 
@@ -75,7 +76,7 @@ def encode_float16(values: Floats) -> bytes | None:
         with np.errstate(over="ignore"):
             halves = np.ldexp(values, -exponent).astype(np.float16)
         if np.array_equal(_scaled(halves, exponent).view(np.uint32), np.ascontiguousarray(values).view(np.uint32)):
-            return put_signed(exponent) + _encode_signed_bits(halves.view(np.uint16).astype(np.uint32))
+            return put_signed(exponent) + _encode_signed_bits(halves.reshape(-1).view(np.uint16).astype(np.uint32))
     return None
 
 
@@ -94,20 +95,24 @@ def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
 
 
 def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
-    """16 bit words: a byte that says whether signs follow, the signs, the lower 15 bits as integers."""
-    bits = bits.reshape(-1)
-    signs = (bits >> 15).astype(np.int32)
-    some = bool(signs.any())
-    return bytes([some]) + (pack(signs, 1) if some else b"") + encode_integers((bits & 0x7FFF).astype(np.int32))
+    """16 bit words: 0, or 1 and their signs, then the lower 15 bits as integers; or 2 and the words as they are."""
+    signs = (bits >> np.uint32(15)).astype(np.int32)
+    head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_POSITIVE])
+    coded = head + encode_integers((bits & np.uint32(0x7FFF)).astype(np.int32))
+    return coded if len(coded) <= 1 + 2 * bits.size else bytes([_PLAIN]) + bits.astype("<u2").tobytes()
 
 
 def _decode_signed_bits(reader: Reader, shape: tuple[int, ...]) -> NDArray[np.uint32]:
     """The reverse of :func:`_encode_signed_bits`, flat."""
-    count = math.prod(shape)
+    count, form = math.prod(shape), reader.byte()
+    if form == _PLAIN:
+        words = np.frombuffer(reader.take(2 * count), "<u2").astype(np.uint32)
+        reader.end()
+        return words
     signs = np.zeros(count, np.uint32)
-    if reader.byte():
+    if form == _SIGNED:
         signs = unpack(reader.take(packed_bytes(count, 1)), count, 1).astype(np.uint32)
     lower = decode_integers(reader.rest(), (count,))
-    if count and not 0 <= int(lower.min()) <= int(lower.max()) <= 0x7FFF:
+    if form > _PLAIN or (count and not 0 <= int(lower.min()) <= int(lower.max()) <= 0x7FFF):
         raise CorruptFileError(f"{reader.what}: bits outside their range; the data is damaged, get it again")
     return (signs << np.uint32(15)) | lower.astype(np.uint32)

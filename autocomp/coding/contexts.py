@@ -3,7 +3,7 @@
 Everything is integer arithmetic on numpy arrays, so that any machine decodes the same symbols. What
 the model exploits in weights:
 
-* neighbouring taps of one kernel resemble each other, sign included (median-edge style prediction
+* neighbouring taps of one kernel resemble each other, sign included (prediction
   ``left + up − 3/4 · up-left``, as in lossless image coding);
 * magnitudes run together along input channels, kernel positions, output channels and inside a kernel.
 
@@ -130,7 +130,7 @@ class Contexts:
     def _guess(self, tap: int) -> Ints:
         """Four times the predicted symbol, from the taps to the left and above."""
         width, line = self.layout.width, tap % self.layout.width
-        guess = np.zeros_like(self.planes[tap])
+        guess: Ints = np.zeros_like(self.planes[tap])
         if line:
             guess += 4 * self.planes[tap - 1]
         if tap >= width:
@@ -168,12 +168,13 @@ class Counts:
         mean: mean magnitude in 1/64.
     """
 
-    ROOT_WEIGHT = 12
-    PARENT_WEIGHT = 24
+    ROOT_WEIGHT = 24
+    PARENT_WEIGHT = 48
     HALVE_AT = 1 << 16
 
     def __init__(self, limit: int, mean: int) -> None:
         self.size = 2 * limit + 1
+        self.least = max(1, 128 // (self.size - 1))  # no symbol is surer than 1 − 2**−13: bytes bound the symbols
         self.own = np.zeros((CONTEXTS, self.size), np.int64)
         self.root = self._geometric(limit, mean)
         self.pending = self.seen = 0
@@ -200,14 +201,14 @@ class Counts:
         mixed = ((self.own << FREQUENCY_BITS) + self.PARENT_WEIGHT * parent) // (
             self.own.sum(1, keepdims=True) + self.PARENT_WEIGHT
         )
-        mixed = ((mixed * (one - self.size)) >> FREQUENCY_BITS) + 1
+        mixed = ((mixed * (one - self.size * self.least)) >> FREQUENCY_BITS) + self.least
         rows = np.arange(CONTEXTS)
         mixed[rows, mixed.argmax(1)] += one - mixed.sum(1)
         self.probabilities = mixed / one
 
     def learn(self, contexts: NDArray[np.uint8], symbols: Ints) -> None:
         """Count a block: contexts and symbol indices (0 … 2·limit), flat."""
-        joint = contexts.astype(np.int32) * np.int32(self.size) + symbols
+        joint: Ints = contexts.astype(np.int32) * np.int32(self.size) + symbols
         self.own += np.bincount(joint, minlength=CONTEXTS * self.size).reshape(CONTEXTS, self.size)
         self.pending += joint.size
         if self.pending * 8 >= self.seen:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from autocomp.core.encodings import Encoding, QuantizedTensor
 
 MAX_DIMENSIONS = 16
-MAX_ELEMENTS = 1 << 30
+MAX_ELEMENTS = 1 << 28
 FREE_ELEMENTS = 1 << 22
-ELEMENTS_PER_BYTE = 1 << 20
+ELEMENTS_PER_BYTE = 1 << 16
 
 _FLOAT32, _FLOAT16, _QUANTIZED = 0, 1, 2
 _HAS_ZERO_POINT, _HAS_AXIS, _HAS_BITS, _RAW_SCALE = 16, 32, 64, 128
@@ -74,13 +74,9 @@ def with_scale(record: bytes, encoding: QuantizedTensor) -> bytes:
     parts = _Parts.read(record)
     _, scale, zero_point = _quantized(encoding)
     known = None if parts.zero_point is None else decode_integers(parts.zero_point, (parts.channels,))
-    same = (known is None) == (zero_point is None) and (known is None or np.array_equal(known, zero_point))
-    if (
-        parts.kind != _QUANTIZED
-        or parts.shape != tuple(encoding.symbols.shape)
-        or parts.axis != encoding.axis
-        or not same
-    ):
+    same = known is zero_point if known is None or zero_point is None else np.array_equal(known, zero_point)
+    same = same and parts.shape == tuple(encoding.symbols.shape) and parts.axis == encoding.axis
+    if parts.kind != _QUANTIZED or not same:
         raise ValueError(f"record of {parts.shape} along axis {parts.axis} holds other symbols than the encoding")
     return _quantized_head(encoding, scale, zero_point) + parts.body
 

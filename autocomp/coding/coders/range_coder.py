@@ -83,9 +83,9 @@ def encode(symbols: Ints) -> bytes:
     flat = symbols.reshape(-1)
     if not flat.size:
         return b""
-    centre = int(np.rint(flat.mean(dtype=np.float64)))
+    centre = (2 * int(flat.sum(dtype=np.int64)) + flat.size) // (2 * flat.size)
     centre = centre if abs(centre) > 1 else 0
-    shift = _shift(float(np.abs(flat - np.int32(centre)).mean(dtype=np.float64)))
+    shift = _shift(int(np.abs(flat - np.int32(centre)).sum(dtype=np.int64)), flat.size)
     shifted = flat - np.int32(centre) + np.int32((1 << shift) >> 1)
     coarse = shifted >> shift
     limit = _limit(np.abs(coarse))
@@ -137,6 +137,8 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
         _code(planes, layout, header, read)
     except (AssertionError, ValueError) as error:  # how constriction reports impossible words
         raise CorruptFileError(f"range coder: the words decode to nothing ({error}); get the file again") from None
+    if not coder.maybe_exhausted():
+        raise CorruptFileError("range coder: words are left over; the data is damaged, get it again")
     coarse = layout.join(planes)
     if header.excess_bits:
         beyond = np.flatnonzero(np.abs(coarse) == header.limit)
@@ -182,9 +184,9 @@ def _code(planes: Ints, layout: Layout, header: _Header, transfer: Callable[[Int
             contexts.learn(tap, planes[tap, start:end])
 
 
-def _shift(mean: float) -> int:
-    """Low bits to store as they are, for symbols of this mean magnitude."""
-    return max(0, math.ceil(math.log2(mean / _COARSE_MEAN))) if mean > _COARSE_MEAN else 0
+def _shift(total: int, count: int) -> int:
+    """Low bits to store as they are, for ``count`` symbols whose magnitudes sum to ``total``."""
+    return next(s for s in range(MAX_SHIFT + 1) if total >> s <= _COARSE_MEAN * count or s == MAX_SHIFT)
 
 
 def _limit(magnitudes: Ints) -> int:
