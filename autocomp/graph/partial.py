@@ -34,7 +34,7 @@ class PrefixRunner:
     def __init__(self, network: Network, inputs: Tensor, base: CompressedModel | None = None) -> None:
         self.network = network
         self.inputs = inputs
-        self._base = decoded(network, base) if base is not None else {}
+        self._base = decoded(base) if base is not None else {}
         self._layer = ""
         self._program: Program | None = None
         self._quantizers: dict[fx.Node, ActivationQuantizer] = {}

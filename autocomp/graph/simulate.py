@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
+from autocomp.graph.integers import grids, integer_bias, integer_layers, layer_reads
 from autocomp.graph.program import Program
 
 
-def decoded(network: Network, compressed: CompressedModel) -> dict[str, Tensor]:
+def decoded(compressed: CompressedModel) -> dict[str, Tensor]:
     """State-dict key → float32 tensor for what ``compressed`` holds, as it is after decoding."""
-    del network
     return {name: encoding.decode() for name, encoding in compressed.tensors.items()}
 
 
@@ -53,7 +54,26 @@ class Simulation(nn.Module):
         return self
 
 
-def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
+def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[str, Tensor]) -> None:
+    """Put the biases of layers that run on integers on the grid of their sums, in place of ``tensors``."""
+    quantizers = grids(network, compressed.activations)
+    reads = layer_reads(network)
+    state = network.module.state_dict()
+    for name in integer_layers(network, compressed, quantizers):
+        layer = network.layers[name]
+        weight = compressed.tensors[layer.weight]
+        scales = {quantizers[key].scale for key in reads[name]}
+        matrix_product = layer.kind == "linear" and len(layer.input_shape) > 1  # its bias is added in float32
+        if layer.bias is None or matrix_product or len(scales) != 1 or not isinstance(weight, QuantizedTensor):
+            continue
+        bias = tensors.get(layer.bias, state[layer.bias])
+        rounded = integer_bias(bias, weight, scales.pop())
+        if rounded is not None:
+            symbols, scale = rounded
+            tensors[layer.bias] = (symbols * scale.double()).float()
+
+
+def simulated(network: Network, compressed: CompressedModel, *, int32_bias: bool = True) -> nn.Module:
     """A module that computes what the compressed network computes, in eval mode.
 
     Weights are ``compressed.tensors`` after decoding (others as in ``network.module``); values named in
@@ -61,13 +81,22 @@ def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
     compute the same up to the rounding of float32 sums, so a value may differ by one step where a sum
     lies at a tie.
 
+    Args:
+        network: as traced.
+        compressed: the candidate.
+        int32_bias: round biases as integer kernels do (:func:`~autocomp.graph.integers.integer_bias`)
+            wherever a layer has int8 weights and quantized inputs.
+
     Raises:
         UnsupportedError: quantized activations without a graph, or at values the network does not have.
     """
-    tensors = decoded(network, compressed)
+    tensors = decoded(compressed)
     if network.graph is not None:
         program = Program(network.graph)
-        return Simulation(program, tensors, quantizer_nodes(program, network, compressed.activations)).eval()
+        quantizers = quantizer_nodes(program, network, compressed.activations)
+        if int32_bias and quantizers:
+            _round_biases(network, compressed, tensors)
+        return Simulation(program, tensors, quantizers).eval()
     if compressed.activations:
         raise UnsupportedError(f"int8 activations need the network's graph, and there is none: {network.no_graph}")
     module = copy.deepcopy(network.module)

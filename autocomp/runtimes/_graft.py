@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from autocomp.core.compressed import ActivationQuantizer
 from autocomp.core.encodings import QuantizedTensor
+from autocomp.graph.integers import integer_bias
 
 if TYPE_CHECKING:
     import onnx
@@ -138,6 +140,10 @@ class Graft:
         if node.op_type == "Transpose" and node.input[0] in self._transposed:
             self._names[node.output[0]] = self._names[node.input[0]]
             return
+        if node.op_type == "Clip" and self._is_needless_clip(node):
+            self._names[node.output[0]] = self._names.get(node.input[0], node.input[0])
+            self._follow(node.output[0])
+            return
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for i, name in enumerate(node.input):
@@ -148,6 +154,27 @@ class Graft:
         for name in node.output:
             self._follow(name)
 
+    def _is_needless_clip(self, node: onnx.NodeProto) -> bool:
+        """Whether the quantizer behind a Clip saturates at its bounds anyway.
+
+        ONNX Runtime sees that too, but not where 255 · scale exceeds the bound by a rounding error.
+        """
+        markers = self._markers.get(node.output[0], [])
+        quantizer = self._quantizers.get(self.skeleton.values[markers[0]]) if len(markers) == 1 else None
+        bounds = [self._constant(name) for name in (*node.input[1:], "", "")[:2]]
+        if quantizer is None:
+            return False
+        scale = np.float32(quantizer.scale)
+        low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
+        saturates_low = bounds[0] is None or float(np.round(bounds[0] / scale)) <= low
+        return saturates_low and (bounds[1] is None or float(np.round(bounds[1] / scale)) >= high)
+
+    def _constant(self, name: str) -> np.ndarray | None:
+        """Value of a constant input, None where it is left out."""
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self._initializers[name]) if name in self._initializers else None
+
     def _integer_bias(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
         """bias ≈ integer · (input scale · weight scale): what integer kernels add to their sums."""
         weight = self._weights.get(node.input[1])
@@ -155,13 +182,14 @@ class Graft:
         quantizer = self._grid.get(copy.input[0])
         if weight not in self._integers or bias is None or quantizer is None or weight is None:
             return
-        scale = np.float32(quantizer.scale) * self._integer_scale(weight)
-        symbols = np.round(self._tensors[bias].astype(np.float64) / scale)
-        if not np.all(np.abs(symbols) < 2**31):
+        rounded = integer_bias(torch.from_numpy(self._tensors[bias]), self._integers[weight], quantizer.scale)
+        if rounded is None:
             return
-        key = bias if bias not in self._initializers else f"{bias}:{copy.output[0]}"
-        zero = np.zeros(scale.shape, np.int32)
-        copy.input[2] = self._dequantize(key, symbols.astype(np.int32), np.asarray(scale, np.float32), zero, 0)
+        symbols, scale = rounded[0].numpy().astype(np.int32), rounded[1].numpy()
+        scale = scale.reshape(()) if scale.size == 1 else scale
+        key = f"{bias}:int32"
+        key = key if key not in self._initializers else f"{key}:{copy.output[0]}"
+        copy.input[2] = self._dequantize(key, symbols, scale, np.zeros(scale.shape, np.int32), 0)
 
     def _follow(self, name: str) -> None:
         """Attach what stands behind a fresh result: Q/DQ pairs where its markers' values are quantized."""

@@ -85,7 +85,7 @@ def export_skeleton(network: Network) -> Skeleton:
     except EXPORT_ERRORS as error:
         raise UnsupportedError(f"this model cannot be exported to ONNX: {_root_cause(error)}") from error
     assert program is not None
-    return _stripped(program.model_proto, keys)
+    return _stripped(program.model_proto, keys, network)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -144,7 +144,7 @@ def _marked(network: Network, module: fx.GraphModule) -> tuple[fx.GraphModule, l
     return fx.GraphModule(attributes, graph), keys
 
 
-def _stripped(model: onnx.ModelProto, keys: list[tuple[str, str]]) -> Skeleton:
+def _stripped(model: onnx.ModelProto, keys: list[tuple[str, str]], network: Network) -> Skeleton:
     import onnx
 
     tensors: dict[str, str] = {}
@@ -162,6 +162,8 @@ def _stripped(model: onnx.ModelProto, keys: list[tuple[str, str]]) -> Skeleton:
         del plain.metadata_props[:]
         plain.doc_string = ""
         nodes.append(plain)
+    for node in nodes:
+        _write_global_pooling(node, model, values, network)
     read = {name for node in nodes for name in node.input}
     constants = [t for t in model.graph.initializer if t.name in read]
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -176,6 +178,22 @@ def _stripped(model: onnx.ModelProto, keys: list[tuple[str, str]]) -> Skeleton:
         ir_version=model.ir_version,
         opset=opset,
     )
+
+
+def _write_global_pooling(
+    node: onnx.NodeProto, model: onnx.ModelProto, values: dict[str, str], network: Network
+) -> None:
+    """The exporter writes global average pooling as ReduceMean, which runtimes do not run on integers."""
+    import onnx
+
+    options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type != "ReduceMean" or not options.get("keepdims", 1) or len(node.input) != 2:
+        return
+    axes = next((onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == node.input[1]), None)
+    value = network.values.get(values.get(node.input[0], ""))
+    if axes is not None and value is not None and len(value.shape) == 3 and {int(a) % 4 for a in axes} == {2, 3}:
+        node.op_type = "GlobalAveragePool"
+        del node.input[1:], node.attribute[:]
 
 
 def _plain_info(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

@@ -15,18 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding, QuantizedTensor
+from autocomp.core.compressed import CompressedModel
+from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.hardware import Placement
-from autocomp.core.network import Layer, Network
+from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph import ops
-from autocomp.graph.placement import output_values
+from autocomp.graph.integers import grids, integer_layers
 from autocomp.runtimes._graft import Graft
 from autocomp.runtimes._skeleton import Skeleton, export_skeleton
-
-MATRIX_LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
-"""Kinds whose weights an int8 engine takes as integers."""
 
 
 class OnnxExporter:
@@ -61,11 +57,8 @@ class OnnxExporter:
         """
         if int8_layers is None:
             int8_layers = _asked(compressed)
-        quantizers = self._quantizers(compressed)
-        return {
-            name: "int8" if name in int8_layers and self._runs_int8(layer, compressed, quantizers) else "float32"
-            for name, layer in self.network.layers.items()
-        }
+        able = integer_layers(self.network, compressed, grids(self.network, compressed.activations))
+        return {name: "int8" if name in int8_layers and name in able else "float32" for name in self.network.layers}
 
     def export(
         self,
@@ -99,7 +92,7 @@ class OnnxExporter:
             encoded = compressed.tensors.get(key)
             tensor = encoded.decode() if encoded is not None else self._tensor(key, state)
             tensors[key] = tensor.detach().numpy()
-        quantizers = self._quantizers(compressed)
+        quantizers = grids(self.network, compressed.activations)
         graft = Graft(self.skeleton, tensors, integers, quantizers, int32_bias=self.int32_bias)
         return bytes(graft.model(batch_size).SerializeToString())
 
@@ -115,7 +108,7 @@ class OnnxExporter:
         Engines of one key differ in the numbers they hold only.
         """
         executes = self.executes(compressed, int8_layers)
-        quantizers = self._quantizers(compressed)
+        quantizers = grids(self.network, compressed.activations)
         content = {
             "graph": self._graph_text,
             "weights": {
@@ -155,55 +148,6 @@ class OnnxExporter:
             found = getattr(found, part)
         assert isinstance(found, torch.Tensor)
         return found
-
-    def _quantizers(self, compressed: CompressedModel) -> dict[str, ActivationQuantizer]:
-        """Quantizers of the candidate, and of values that move elements of a quantized one.
-
-        Those lie on its grid, so quantizing them again with the same quantizer changes nothing, but
-        engines run an operation on integers only between two Q/DQ pairs.
-        """
-        unknown = [key for key in compressed.activations if key not in self.network.values]
-        if unknown:
-            raise UnsupportedError(f"the network has no value {unknown[0]!r} to quantize; calibrate this network again")
-        outputs = output_values(self.network)
-        found: dict[str, ActivationQuantizer] = {}
-        for key, value in self.network.values.items():
-            if key in compressed.activations:
-                found[key] = compressed.activations[key]
-            elif value.op in ops.MOVES and len(value.producers) == 1 and key not in outputs:
-                inherited = found.get(value.producers[0])
-                if inherited is not None:
-                    found[key] = inherited
-        return found
-
-    def _runs_int8(self, layer: Layer, compressed: CompressedModel, quantizers: dict[str, ActivationQuantizer]) -> bool:
-        reads = self._inputs[layer.name]
-        fits = fits_int8(compressed.tensors.get(layer.weight))
-        return layer.kind in MATRIX_LAYERS and fits and bool(reads) and all(key in quantizers for key in reads)
-
-    @cached_property
-    def _inputs(self) -> dict[str, list[str]]:
-        """Layer → values that its calls read ("" for what is no value)."""
-        graph = self.network.graph
-        assert graph is not None
-        keys = {value.node: key for key, value in self.network.values.items()}
-        names = {(layer.weight, layer.kind): name for name, layer in self.network.layers.items()}
-        found: dict[str, list[str]] = {name: [] for name in self.network.layers}
-        for node in graph.graph.nodes:
-            weight = ops.weight_of(node)
-            if weight is not None and (str(weight.target), ops.op_name(node)) in names:
-                name = names[str(weight.target), ops.op_name(node)]
-                found[name].append(keys.get(ops.data_of(node).name, ""))
-        return found
-
-
-def fits_int8(encoding: Encoding | None) -> bool:
-    """Whether a weight is a symmetric grid whose symbols lie in [-127, 127]."""
-    if not isinstance(encoding, QuantizedTensor):
-        return False
-    if encoding.zero_point is not None and bool((encoding.zero_point != 0).any()):
-        return False
-    return int(encoding.symbols.abs().max()) <= 127 if encoding.symbols.numel() else False
 
 
 def _asked(compressed: CompressedModel) -> set[str]:
