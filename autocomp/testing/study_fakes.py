@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,19 +19,41 @@ from autocomp.core.executor import Evaluate, Job
 from autocomp.core.outcome import Completed, Failed, Outcome
 from autocomp.core.prices import Prices, PriceTable
 from autocomp.core.space import SearchSpace, Unit
-from autocomp.core.steps import FLOAT, Choice
-from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
+from autocomp.core.steps import FLOAT, Choice, StepConfig
 
 BUDGET_BYTES = 3000
 """A limit that about half of the fake space meets."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FakeWeights(StepConfig):
+    """A weight width, without the transforms (and the torch) behind the real one."""
+
+    axis: ClassVar[str] = "weights"
+    order: ClassVar[int] = 40
+    bits: int
+
+    def label(self) -> str:
+        return f"{self.bits}b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeActivations(StepConfig):
+    """int8 execution."""
+
+    axis: ClassVar[str] = "activations"
+    order: ClassVar[int] = 50
+
+    def label(self) -> str:
+        return "int8"
+
+
 def fake_space(units: int = 6, bits: tuple[int, ...] = (2, 3, 4, 6, 8), activations: bool = False) -> SearchSpace:
     """``units`` units with a weight width each, and int8 execution where asked."""
-    weights = (None, *(QuantizeWeights(bits=b) for b in sorted(bits, reverse=True)))
+    weights = (None, *(FakeWeights(bits=b) for b in sorted(bits, reverse=True)))
     axes: dict[str, tuple[Any, ...]] = {"weights": weights}
     if activations:
-        axes["activations"] = (None, QuantizeActivations())
+        axes["activations"] = (None, FakeActivations())
     names = [f"layer{i}" for i in range(units)]
     return SearchSpace(name="fake", units={n: Unit(name=n, layers=(n,), axes=axes) for n in names})
 
@@ -62,7 +85,7 @@ def _prices(choices: list[Choice], sizes: list[int], direction: np.ndarray) -> P
 
 def _bits(choice: Choice) -> int:
     step = choice.get("weights")
-    if isinstance(step, QuantizeWeights) and step.bits is not None:
+    if isinstance(step, FakeWeights):
         return step.bits
     return 8 if choice.get("activations") is not None else 32
 
@@ -71,7 +94,7 @@ def fake_outcome(candidate: Candidate, space: SearchSpace) -> Completed:
     """What evaluating ``candidate`` gives: a function of it alone; early units weigh more, and pairs interact."""
     widths = [_bits(candidate[name].without("activations")) for name in space.units]
     errors = [2.0**-b * (1.0 + 1.0 / (1 + i)) for i, b in enumerate(widths)]
-    loss = sum(errors) + 4.0 * sum(a * b for a, b in zip(errors, errors[1:], strict=False))
+    loss = sum(errors) + 4.0 * sum(a * b for a, b in itertools.pairwise(errors))
     return Completed(file_bytes=50 + 100 * sum(widths), kl=loss, score=1.0 / (1.0 + loss))
 
 

@@ -32,6 +32,8 @@ def fit_residual(
     centred = target - mean
     kernel = _agreement(rows, rows)
     count = len(rows)
+    if np.allclose(centred, 0.0):
+        return None
     best_press, weights = float(((centred * count / (count - 1)) ** 2).sum()), None
     for ridge in _RIDGES:
         inverse = np.linalg.inv(kernel + ridge * np.eye(count))

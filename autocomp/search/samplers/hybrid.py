@@ -6,6 +6,8 @@ row that widens the front over all sizes, one TPE row kept within a step of the 
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from optuna.samplers import TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.core.candidate import Candidate
 from autocomp.errors import InfeasibleError
@@ -37,12 +39,25 @@ _SIMILAR = 3.0
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Completed rows: candidates, values [n, objectives], violation [n] (0 where feasible)."""
+class _Known:
+    """A candidate with its predicted loss and bytes, NaN where a choice was never priced."""
 
-    candidates: list[Candidate]
+    candidate: Candidate
+    loss: float
+    file_bytes: float
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Completed rows: what is known of them, values [n, objectives], violation [n] (0 where feasible)."""
+
+    known: list[_Known]
     values: NDArray[np.float64]
     violation: NDArray[np.float64]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return [k.candidate for k in self.known]
 
     def best_first(self) -> list[int]:
         """Feasible rows by rising loss, then the others by rising violation."""
@@ -66,6 +81,7 @@ class HybridSampler:
     def __init__(self, context: SamplerContext) -> None:
         self._context = context
         self._starts = context.starts()
+        self._memory: dict[str, _Known] = {}
 
     def suggest(self, study: Study, number: int) -> dict[str, int] | None:
         """See :class:`autocomp.search.sampler.Sampler`."""
@@ -97,10 +113,22 @@ class HybridSampler:
             if CANDIDATE in t.user_attrs and t.values is not None
         ]
         return _Rows(
-            candidates=[self._context.space.decode(t.params) for t in trials],
-            values=np.array([t.values for t in trials], dtype=np.float64).reshape(len(trials), -1),
+            known=[self._recall(t) for t in trials],
+            values=np.array([t.values for t in trials], dtype=np.float64).reshape(len(trials), len(study.directions)),
             violation=np.array([sum(max(0.0, v) for v in t.constraints.values()) for t in trials], dtype=np.float64),
         )
+
+    def _recall(self, trial: FrozenTrial) -> _Known:
+        """The row's candidate and its prices, worked out once a process."""
+        key = trial.user_attrs[CANDIDATE]
+        if key not in self._memory:
+            candidate, prices = self._context.space.decode(trial.params), self._context.prices
+            loss = size = math.nan
+            if prices is not None:
+                with contextlib.suppress(KeyError):
+                    loss, size = prices.predicted_kl(candidate), float(prices.file_bytes(candidate))
+            self._memory[key] = _Known(candidate, loss, size)
+        return self._memory[key]
 
     def _near_budget(
         self, _study: Study, _number: int, rows: _Rows, tried: set[str], rng: np.random.Generator
@@ -162,39 +190,19 @@ class HybridSampler:
 
     def _residual(self, rows: _Rows, index: int) -> Callable[[Candidate], float] | None:
         """The learnt error of the prediction among rows like ``index``."""
-        predicted = self._predicted(rows)
-        if predicted is None or not np.isfinite(predicted[index]):
-            return None
-        low, high = predicted[index] / _SIMILAR, predicted[index] * _SIMILAR
-        like = [i for i, p in enumerate(predicted) if low <= p <= high]
-        errors = [float(rows.values[i, 0] - predicted[i]) for i in like]
-        return fit_residual(self._context.space, [rows.candidates[i] for i in like], errors)
-
-    def _predicted(self, rows: _Rows) -> NDArray[np.float64] | None:
-        """Predicted loss of each row, NaN where a choice was never priced."""
-        prices = self._context.prices
-        if prices is None:
-            return None
-        out = np.full(len(rows.candidates), np.nan)
-        for i, candidate in enumerate(rows.candidates):
-            try:
-                out[i] = prices.predicted_kl(candidate)
-            except KeyError:
-                continue
-        return out
+        center = rows.known[index].loss
+        like = [i for i, k in enumerate(rows.known) if center / _SIMILAR <= k.loss <= center * _SIMILAR]
+        errors = [float(rows.values[i, 0] - rows.known[i].loss) for i in like]
+        return fit_residual(self._context.space, [rows.known[i].candidate for i in like], errors)
 
     def _predicted_budget(self, rows: _Rows) -> int | None:
         """The budget in predicted bytes: less what nine files in ten took beyond their prediction."""
-        prices, budget = self._context.prices, self._context.budget_bytes
-        if prices is None or budget is None:
+        budget = self._context.budget_bytes
+        beyond = rows.values[:, 1] - np.array([k.file_bytes for k in rows.known])
+        beyond = beyond[np.isfinite(beyond)]
+        if budget is None or not len(beyond):
             return budget
-        beyond = []
-        for candidate, size in zip(rows.candidates, rows.values[:, 1], strict=True):
-            try:
-                beyond.append(size - prices.file_bytes(candidate))
-            except KeyError:
-                continue
-        return budget - max(0, int(np.ceil(np.quantile(beyond, 0.9)))) if beyond else budget
+        return budget - max(0, math.ceil(float(np.quantile(beyond, 0.9))))
 
 
 def make(context: SamplerContext) -> Sampler:
