@@ -26,6 +26,9 @@ _SIZE_UNITS = {
 _TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zA-Zµ%]*)\s*", re.ASCII | re.IGNORECASE)
 _FINISHES = ("none", "ptq")
+_FACTORY_FORMS = ("package.module:factory", "path/file.py:factory")
+_MODEL_FORMS = ("torchvision:NAME", "timm:NAME", *_FACTORY_FORMS)
+_DATA_FORMS = ("digits", "imagefolder:PATH", "npz:PATH", *_FACTORY_FORMS)
 _FRACTION_METRICS = ("accuracy", "top5", "f1_macro")
 
 
@@ -143,6 +146,16 @@ def _one_of(kind: str, known: Callable[[], list[str]]) -> Callable[[Any, str], s
     return parse
 
 
+def _model(value: Any, name: str) -> str:
+    text = _text(value, name)
+    if ":" not in text and text != Settings.model:  # the default needs no look at the families, which import torch
+        from autocomp.workloads import models
+
+        if text not in models.names():
+            raise UnknownNameError("model", text, [*models.names(), *_MODEL_FORMS])
+    return text
+
+
 def _finish(value: Any, name: str) -> str:
     if value == "qat":
         raise UnsupportedError(f"{name} = 'qat': comes in a later version; use --finish ptq")
@@ -181,8 +194,7 @@ def _data(value: Any, name: str) -> str:
             thing = "folder" if kind == "imagefolder" else "file"
             raise ConfigError(f"{name} = {text!r}: there is no {thing} {path}")
     elif text != "digits" and not colon:
-        known = ("digits", "imagefolder:PATH", "npz:PATH", "package.module:factory", "path/file.py:factory")
-        raise UnknownNameError("data", text, known)
+        raise UnknownNameError("data", text, _DATA_FORMS)
     return text
 
 
@@ -202,7 +214,7 @@ def _samplers() -> list[str]:
 
 
 _PARSERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
-    "model": ("model", _text),
+    "model": ("model", _model),
     "weights": ("weights", _weights),
     "data": ("data", _data),
     "image_size": ("image_size", _whole(8, 4096)),
