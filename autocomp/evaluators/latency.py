@@ -1,4 +1,4 @@
-"""Latency, measured: candidate and float32 reference alternately, raw samples and conditions kept.
+"""Latency, measured: candidate and float32 reference in pairs, raw samples and conditions kept.
 
 What is reported is the median of the raw samples (:meth:`Measurement.median_s`) with
 :func:`latency_ci95`. A machine that others use is slower at one moment than at another, so for
@@ -14,16 +14,12 @@ reference seen on this device is taken once more; if the second is no better it 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import gc
 import hashlib
 import json
-import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -33,6 +29,7 @@ from autocomp import environment
 from autocomp.core.hardware import Engine, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.run_folder import storage_errors, write_atomic
+from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
 from autocomp.evaluators.statistics import median_ci, ratio_ci
 
 if TYPE_CHECKING:
@@ -48,36 +45,6 @@ class ExplainsLayers(Protocol):
     def layer_precisions(self, engine: Engine) -> dict[str, str]:
         """Weight name → "int8", "float32", ..."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimingRecipe:
-    """How long and how often.
-
-    Attributes:
-        warmup_s, warmup_runs: both are reached before the first sample.
-        target_s: all samples together aim at this, seconds.
-        samples, max_samples: least and most samples of each engine.
-        slow_run_s, slow_samples: from this run time on, fewer samples are enough.
-        interference: a reference slower than this times the fastest one seen is suspicious.
-        attempts: measurements in all before a suspicious one is accepted.
-    """
-
-    warmup_s: float = 0.1
-    warmup_runs: int = 5
-    target_s: float = 0.6
-    samples: int = 30
-    max_samples: int = 1000
-    slow_run_s: float = 0.2
-    slow_samples: int = 9
-    interference: float = 1.25
-    attempts: int = 2
-
-    def count(self, run_s: float, reference_run_s: float) -> int:
-        """Samples of each engine, from the seconds of one run of each."""
-        least = self.slow_samples if max(run_s, reference_run_s) > self.slow_run_s else self.samples
-        pair_s = max(run_s + reference_run_s, 1e-9)
-        return max(least, min(self.max_samples, round(self.target_s / pair_s)))
 
 
 class LatencyMeter:
@@ -162,7 +129,7 @@ class LatencyMeter:
             engine = self._build(model(), example)
             stack.callback(engine.close)
             beside = self._reference(reference, example, reference_key)
-            stack.enter_context(_lease(self._device()))
+            stack.enter_context(lease(self._device()))
             if not fresh:
                 known = self.lookup(key, example, reference_key=reference_key)
                 if known is not None:
@@ -206,15 +173,19 @@ class LatencyMeter:
         return dataclasses.replace(chosen, conditions=conditions)
 
     def _attempt(self, engine: Engine, beside: Engine) -> Measurement:
-        """Samples A B A B ...: both see the same minute."""
+        """Samples in pairs of neighbours, one of each engine, in balanced random order (:func:`who_first`)."""
         run_s, reference_run_s = self._warm_up(engine), self._warm_up(beside)
         before = environment.load_average()
         samples: list[float] = []
         reference: list[float] = []
-        with _no_garbage_collection():
-            for _ in range(self.recipe.count(run_s, reference_run_s)):
-                samples.append(engine.time_once_s())
-                reference.append(beside.time_once_s())
+        with no_garbage_collection():
+            for candidate_first in who_first(self.recipe.count(run_s, reference_run_s)):
+                if candidate_first:
+                    samples.append(engine.time_once_s())
+                    reference.append(beside.time_once_s())
+                else:
+                    reference.append(beside.time_once_s())
+                    samples.append(engine.time_once_s())
         conditions = {
             "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "load_before": before,
@@ -297,35 +268,6 @@ def normalised_s(measurement: Measurement, reference_s: float) -> float:
 
 def _reference_s(measurement: Measurement) -> float:
     return statistics.median(measurement.reference_s)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _lease(device: str) -> Iterator[None]:
-    """Exclusive use of a device for timing, among this user's processes on this machine.
-
-    The kernel gives the lock back at once when its holder dies, however it dies.
-    """
-    name = hashlib.sha256(device.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"autocomp-timing-{os.getuid()}-{name}.lock"
-    with storage_errors(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def ratio_ci(
     What slows the machine down slows both samples of a pair, so ratios are steadier than medians.
 
     Args:
-        samples, reference: [n] each, measured alternately; pair i is (samples[i], reference[i]).
+        samples, reference: [n] each; pair i, measured one right after the other, is (samples[i], reference[i]).
         seed: of the resampling (circular blocks of pairs).
         level: coverage aimed at.
     """

@@ -14,7 +14,7 @@ import pytest
 from autocomp.core.hardware import Engine, HardwareProfile, Target
 from autocomp.core.outcome import Measurement
 from autocomp.errors import StorageError, UnsupportedError
-from autocomp.evaluators import latency
+from autocomp.evaluators._timing import lease
 from autocomp.evaluators.latency import LatencyMeter, TimingRecipe, latency_ci95, normalised_s, ratio_to_reference
 from autocomp.runtimes._profiles import load_target
 from autocomp.testing.onnx_models import TinyNetwork
@@ -161,7 +161,12 @@ def test_reference_is_interleaved(tmp_path: Path) -> None:
     recipe = TimingRecipe(warmup_s=0.0, warmup_runs=5, target_s=0.0, samples=30)
     meter, runtime = scripted(tmp_path, recipe, a=[1e-3], b=[2e-3])
     measurement, engine_bytes = meter.measure("k", lambda: b"a", EXAMPLE, lambda: b"b")
-    assert runtime.log == ["a"] * 5 + ["b"] * 5 + ["a", "b"] * 30
+    assert runtime.log[:10] == ["a"] * 5 + ["b"] * 5
+    pairs = ["".join(runtime.log[i : i + 2]) for i in range(10, 70, 2)]
+    assert len(runtime.log) == 70
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        assert {first, second} == {"ab", "ba"}, "as often first as second, all along"
+    assert len(set(pairs[::2])) == 2, "and in no fixed rhythm"
     assert measurement.samples_s == (1e-3,) * 30
     assert measurement.reference_s == (2e-3,) * 30
     assert engine_bytes == 100
@@ -217,7 +222,7 @@ def test_unwritable_cache_is_a_storage_error(target: Target, tmp_path: Path) -> 
 
 
 def _hold(device: str, seconds: float, events: "multiprocessing.Queue[tuple[str, float]]") -> None:
-    with latency._lease(device):
+    with lease(device):
         events.put(("in", time.monotonic()))
         time.sleep(seconds)
         events.put(("out", time.monotonic()))
@@ -245,7 +250,7 @@ def test_killed_holder_frees_the_device() -> None:
     assert events.get(timeout=30)[0] == "in"
     worker.kill()
     worker.join(30)
-    with latency._lease(device):
+    with lease(device):
         pass
 
 
