@@ -79,6 +79,7 @@ class Patches:
     width: int
     _offsets: Tensor  # [live kernel positions] flat offset from an output position's corner
     _corners: Tensor  # [positions] flat index of that corner in the padded input
+    _spans: tuple[tuple[int, int], ...] = ()  # (output size, stride) of each dimension
 
     @staticmethod
     def of(module: nn.Module, input_shape: Sequence[int]) -> Patches:
@@ -116,6 +117,7 @@ class Patches:
             width=channels * taps,
             _offsets=offsets[met],
             _corners=corners,
+            _spans=tuple(zip(outputs, stride, strict=True)),
         )
 
     def rows(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -125,14 +127,27 @@ class Patches:
             if positions is not None:
                 samples = samples[:, :, positions]
             return samples.reshape(1, samples.shape[0], -1)
-        padded = _padded(self.module, inputs).transpose(0, 1).flatten(2)
+        padded = _padded(self.module, inputs)
+        flat = padded.flatten(2)
+        count, channels = padded.shape[:2]
         corners = self._corners if positions is None else self._corners[positions]
-        channels, count = padded.shape[0], padded.shape[1]
         out = padded.new_empty(channels, len(self._offsets), count, len(corners))
         for i, offset in enumerate(self._offsets.tolist()):
-            out[:, i] = padded[:, :, corners + offset]
+            if positions is None:  # the same elements as below, read as strided slices: much faster
+                taken = padded[(..., *self._window(offset, padded.shape[2:]))].flatten(2)
+            else:
+                taken = flat.gather(2, (corners + offset).expand(count, channels, -1))
+            out[:, i] = taken.transpose(0, 1)
         groups = int(getattr(self.module, "groups", 1))
         return out.reshape(groups, channels // groups * len(self._offsets), count * len(corners))
+
+    def _window(self, offset: int, sizes: Sequence[int]) -> list[slice]:
+        """Where all output positions find the kernel position at ``offset``, as one slice a dimension."""
+        starts: list[int] = []
+        for size in reversed(sizes):
+            offset, start = divmod(offset, size)
+            starts.insert(0, start)
+        return [slice(s, s + (count - 1) * t + 1, t) for s, (count, t) in zip(starts, self._spans, strict=True)]
 
 
 def _flat(ranges: list[range], steps: list[int]) -> Tensor:

