@@ -38,7 +38,8 @@ def read_npz(path: Path, normalization: Normalization, size: int | None) -> tupl
     if not path.is_file():
         raise DataError(f"data npz:{path}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
             found = {name: file[name] for name in file.files} if hasattr(file, "files") else {}
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise CorruptFileError(f"data npz:{path}: damaged file ({error}); write it again with numpy.savez") from error

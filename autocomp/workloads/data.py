@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocomp.core.progress import Progress
+from autocomp.core.progress import Progress, Silent
 from autocomp.errors import DataError, UnknownNameError
 from autocomp.workloads import arrays, digits, factories, imagefolder, normalize
 from autocomp.workloads.splits import AnySplit, DatasetSplit, ImageFolderSplit, TensorSplit, in_memory
@@ -110,7 +110,9 @@ def from_objects(made: Any, name: str, request: Request) -> Data:
     labels = ("train", "test") if len(made) == 2 else ("train", "search", "test")
     _refuse_shared(made, labels, name)
     parts = [arrays.as_split(part, f"{name}, {label}", request) for part, label in zip(made, labels, strict=True)]
-    return assemble(name, tuple(parts), request)
+    # read once here: halving and counting classes need every target
+    judged = [p if isinstance(p, TensorSplit) else in_memory(p, Silent()) for p in parts[1:]]
+    return assemble(name, (parts[0], *judged), request)
 
 
 def assemble(
