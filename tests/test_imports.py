@@ -28,7 +28,7 @@ FLOORS = (
     ("pipeline", "loading"),
     ("config",),
     ("api", "terminal"),
-    ("cli",),
+    ("cli", "terminal"),
     ("__main__",),
 )
 """From the ground up. A module may import its own part and any floor below, never a neighbour on its floor."""
