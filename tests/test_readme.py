@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -57,7 +58,7 @@ def test_shell_values_are_understood() -> None:
 
     known = {"budget", "max_latency", "max_drop", "batch_size", "image_size", "preset", "sampler", "metric"}
     for call in autocomp_calls():
-        pairs = zip(call, call[1:], strict=False)
+        pairs = itertools.pairwise(call)
         flags = {a[2:].replace("-", "_"): b for a, b in pairs if a.startswith("--")}
         config.resolve({k: v for k, v in flags.items() if k in known}, None)
 
