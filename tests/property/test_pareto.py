@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,6 +21,7 @@ def point_sets(draw: st.DrawFn, least: int = 0) -> np.ndarray:
     return draw(hnp.arrays(np.float64, (draw(st.integers(least, 25)), objectives), elements=SMALL))
 
 
+@settings(deadline=None)
 @given(point_sets(least=3))
 def test_dominance_is_a_strict_partial_order(points: np.ndarray) -> None:
     a, b, c = points[:3]
@@ -30,12 +31,14 @@ def test_dominance_is_a_strict_partial_order(points: np.ndarray) -> None:
         assert dominates(a, c)
 
 
+@settings(deadline=None)
 @given(point_sets())
 def test_front_is_what_nothing_dominates(points: np.ndarray) -> None:
     expected = [not any(dominates(other, row) for other in points) for row in points]
     assert pareto_mask(points).tolist() == expected
 
 
+@settings(deadline=None)
 @given(point_sets(least=1), st.randoms(use_true_random=False))
 def test_front_does_not_depend_on_order(points: np.ndarray, random: object) -> None:
     order = list(range(len(points)))
@@ -43,6 +46,7 @@ def test_front_does_not_depend_on_order(points: np.ndarray, random: object) -> N
     assert (pareto_mask(points[order]) == pareto_mask(points)[order]).all()
 
 
+@settings(deadline=None)
 @given(point_sets(least=1))
 def test_front_of_the_front_is_itself_and_covers_the_rest(points: np.ndarray) -> None:
     front = points[pareto_mask(points)]
@@ -50,11 +54,13 @@ def test_front_of_the_front_is_itself_and_covers_the_rest(points: np.ndarray) ->
     assert all(((front <= row).all(axis=1)).any() for row in points)
 
 
+@settings(deadline=None)
 @given(point_sets(least=1))
 def test_front_is_kept_by_rising_maps(points: np.ndarray) -> None:
     assert (pareto_mask(np.exp(points) + 3) == pareto_mask(points)).all()
 
 
+@settings(deadline=None)
 @given(point_sets(least=1), st.integers(1, 4))
 def test_hypervolume_is_the_count_of_dominated_cells(points: np.ndarray, side: int) -> None:
     """On integer points the volume is a number of unit cells, which can be counted."""

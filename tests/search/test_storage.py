@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import optuna
@@ -41,7 +42,7 @@ def test_torn_tail_is_cut_and_the_study_goes_on(tail: bytes, tmp_path: Path) -> 
 
 
 @given(text=st.binary(max_size=400).map(lambda b: b.replace(b"\r", b"")), tail=st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_repair_keeps_exactly_the_whole_lines(tmp_path: Path, text: bytes, tail: bytes) -> None:
     path = tmp_path / "journal"
     path.write_bytes(text + tail)
@@ -139,14 +140,21 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
         open_storage(tmp_path / "file" / "study.journal")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_full_disk_is_one_line(tmp_path: Path) -> None:
+def test_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    path.symlink_to("/dev/full")
-    storage = open_storage(path)
-    with pytest.raises(StorageError, match="No space left on device; free or open up the folder"), durable(str(path)):
-        optuna.create_study(study_name="s", storage=storage.storage)
-    storage.close()
+    make_study(path)
+    with open_storage(path) as storage:
+        study = optuna.load_study(study_name="s", storage=storage.storage)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+        try:
+            with pytest.raises(StorageError, match="File too large; free or open up the folder"), durable(str(path)):
+                study.add_trial(optuna.trial.create_trial(value=9.0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.read_bytes().endswith(b"\n"), "a part of the record was written"
+    make_study(path, rows=1)
+    assert count(path) == 4
 
 
 @pytest.mark.parametrize(
