@@ -53,10 +53,10 @@ class PrefixRunner:
         return list(self.network.layers)
 
     def at(self, layer: str) -> None:
-        """Advance to just before the first call of ``layer``, the subject of what follows."""
+        """Advance to just before the first use of the weight of ``layer``, the subject of what follows."""
         self._layer = layer
         if self._program is not None:
-            self._seek(self._calls(layer)[0])
+            self._seek(self._first_reader())
 
     def replace(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Make a change to the current layer stay, for everything downstream of it."""
@@ -72,7 +72,7 @@ class PrefixRunner:
         tensors = {**self._base, **self._changed(weight, bias)}
         if self._program is None:
             return first_tensor(torch.func.functional_call(self.network.module, tensors, (self.inputs,)))
-        self._seek(self._calls(self._current().name)[0])
+        self._seek(self._first_reader())
         return self._suffix(tensors, self._quantizers)
 
     def run_value(self, key: str, quantizer: ActivationQuantizer) -> Tensor:
@@ -123,6 +123,13 @@ class PrefixRunner:
                 found.append(i)
         return found
 
+    def _first_reader(self) -> int:
+        """Position of the first node that reads the current layer's weight, an embedding tied to it included."""
+        assert self._program is not None
+        weight = self._current().weight
+        reads = (ops.weight_of(node) for node in self._program.nodes)
+        return next(i for i, read in enumerate(reads) if read is not None and read.target == weight)
+
     @torch.inference_mode()
     def _seek(self, position: int) -> None:
         """Bring the environment to just before the node at ``position``."""
@@ -159,10 +166,10 @@ class PrefixRunner:
         if self._program is None:
             return self._hooked(layer, tensors)
         calls = self._calls(layer.name)
-        self._seek(calls[0])
+        self._seek(self._first_reader())
         environment = dict(self._environment)
         found: list[tuple[Tensor, Tensor]] = []
-        start = calls[0]
+        start = self._position
         for call in calls:
             node = self._program.nodes[call]
             options: dict[str, Any] = {"inputs": self.inputs, "tensors": tensors, "quantizers": self._quantizers}

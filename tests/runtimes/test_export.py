@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.encodings import FloatTensor, QuantizedTensor
+from autocomp.core.hardware import Placement
+from autocomp.core.network import Network
+from autocomp.errors import UnsupportedError
+from autocomp.graph.capture import first_tensor
+from autocomp.graph.simulate import simulated
+from autocomp.graph.trace import build_network
+from autocomp.runtimes.export import OnnxExporter
+from autocomp.testing.candidates import int8_candidate, rounded_weight
+from autocomp.testing.networks import example
+
+PLAIN = CompressedModel(candidate=Candidate({}), tensors={})
+ORT = Placement()
+
+
+@functools.cache
+def exported(name: str) -> tuple[Network, OnnxExporter, torch.Tensor]:
+    model, inputs = example(name, samples=64)
+    network = build_network(model, inputs[:2])
+    return network, OnnxExporter(network), inputs
+
+
+def session(data: bytes, path: str = "") -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if path:
+        options.optimized_model_filepath = path
+    return ort.InferenceSession(
+        data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+
+
+def run(data: bytes, inputs: torch.Tensor) -> np.ndarray:
+    onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
+    return session(data).run(None, {"input": inputs.numpy()})[0]
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "concat", "shared", "attention", "tokens"])
+def test_float_export_agrees(name):
+    network, exporter, inputs = exported(name)
+    expected = first_tensor(network.module(inputs)).numpy()
+    for batch_size in (None, 3):
+        data = exporter.export(PLAIN, ORT, set(), batch_size)
+        batch = inputs[:3]
+        np.testing.assert_allclose(run(data, batch), expected[:3], rtol=1e-4, atol=1e-4)
+    assert b"autocomp/" not in data  # no file names of the machine that exported
+    assert b"/site-packages" not in data
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "concat", "shared"])
+def test_int8_engine_agrees_with_the_simulation(name):
+    """Integer kernels and the simulation round the same sums; float32 order of summation is what is left.
+
+    A sum that lies within 1e-5 of a tie may go the other way and move a value by one step; on 64 inputs
+    that reaches few outputs, and none by more than the int8 error itself.
+    """
+    network, exporter, inputs = exported(name)
+    compressed = int8_candidate(network, inputs)
+    out = run(exporter.export(compressed, ORT, set(network.layers)), inputs)
+    with torch.inference_mode():
+        expected = simulated(network, compressed)(inputs).numpy()
+        error = float(np.abs(expected - first_tensor(network.module(inputs)).numpy()).max())
+    difference = np.abs(out - expected)
+    assert float(np.mean(difference.max(axis=1) > 1e-4)) <= (0.5 if name == "shared" else 0.1)
+    assert float(difference.max()) <= error
+    close = np.sort(expected, axis=1)
+    clear = close[:, -1] - close[:, -2] > 2 * difference.max(axis=1)
+    assert (out.argmax(1) == expected.argmax(1))[clear].all()
+
+
+def test_onnx_runtime_fuses_the_whole_residual_network(tmp_path):
+    network, exporter, inputs = exported("residual")
+    compressed = int8_candidate(network, inputs)
+    assert set(exporter.executes(compressed, set(network.layers)).values()) == {"int8"}
+    path = str(tmp_path / "optimised.onnx")
+    session(exporter.export(compressed, ORT, set(network.layers)), path)
+    found = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert found["QLinearConv"] == 6
+    assert found["QLinearAdd"] == 2
+    assert found["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "Add", "Relu", "DequantizeLinear"} & set(found)
+
+
+def test_clip_of_relu6_fuses(tmp_path):
+    network, exporter, inputs = exported("plain")
+    path = str(tmp_path / "optimised.onnx")
+    session(exporter.export(int8_candidate(network, inputs * 10), ORT, set(network.layers)), path)
+    found = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert found["QLinearConv"] == 2
+    assert not {"Clip", "FusedConv"} & set(found)
+
+
+def test_weights_arrive_as_stored():
+    network, exporter, inputs = exported("plain")
+    compressed = int8_candidate(network, inputs)
+    model = onnx.load_model_from_string(exporter.export(compressed, ORT, {"conv1", "fc"}))
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    encoding = compressed.tensors["conv1.weight"]
+    assert isinstance(encoding, QuantizedTensor)
+    assert found["conv1.weight"].dtype == np.int8
+    np.testing.assert_array_equal(found["conv1.weight"], encoding.symbols.numpy())
+    np.testing.assert_array_equal(found["conv1.weight:scale"], encoding.scale.numpy())
+    assert found["conv2.weight"].dtype == np.float32
+    np.testing.assert_array_equal(found["conv2.weight"], compressed.tensors["conv2.weight"].decode().numpy())
+    assert found["fc.weight"].dtype == np.int8
+
+
+def test_every_tensor_of_the_candidate_is_used():
+    """Norm parameters, positions and tied embeddings are replaced like any weight."""
+    for name in ("preactivation", "tokens"):
+        network, exporter, inputs = exported(name)
+        generator = torch.Generator().manual_seed(5)
+        tensors = {
+            key: FloatTensor(values=(value + 0.1 * torch.rand(value.shape, generator=generator)))
+            for key, value in network.module.state_dict().items()
+            if value.is_floating_point()
+        }
+        compressed = PLAIN.replace(tensors=tensors)
+        expected = simulated(network, compressed)(inputs).detach().numpy()
+        assert not np.allclose(expected, simulated(network, PLAIN)(inputs).detach().numpy(), atol=1e-2)
+        np.testing.assert_allclose(run(exporter.export(compressed, ORT, set()), inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_cannot_run_on_integers_stay_float():
+    network, exporter, inputs = exported("plain")
+    compressed = int8_candidate(network, inputs)
+    state = network.module.state_dict()
+    wide = rounded_weight(state["conv2.weight"], bits=12)
+    shifted = rounded_weight(state["fc.weight"])
+    shifted = QuantizedTensor(
+        symbols=shifted.symbols, scale=shifted.scale, zero_point=torch.full(shifted.scale.shape, 3, dtype=torch.int16)
+    )
+    mixed = compressed.replace(tensors={**compressed.tensors, "conv2.weight": wide, "fc.weight": shifted})
+    assert exporter.executes(mixed, set(network.layers)) == {"conv1": "int8", "conv2": "float32", "fc": "float32"}
+    with torch.inference_mode():
+        expected = simulated(network, mixed)(inputs).numpy()
+    out = run(exporter.export(mixed, ORT, set(network.layers)), inputs)
+    assert np.median(np.abs(out - expected)) < 1e-4
+    blind = compressed.replace(activations={})
+    assert set(exporter.executes(blind, set(network.layers)).values()) == {"float32"}
+
+
+def test_float_biases_for_tensorrt():
+    network, exporter, inputs = exported("residual")
+    symmetric = Placement(outputs=False, elementwise=False, symmetric=True)
+    other = OnnxExporter(network, int32_bias=False)
+    other.__dict__["skeleton"] = exporter.skeleton
+    compressed = int8_candidate(network, inputs, symmetric)
+    model = onnx.load_model_from_string(other.export(compressed, symmetric, set(network.layers)))
+    types = {t.data_type for t in model.graph.initializer}
+    assert onnx.TensorProto.INT32 not in types
+    assert onnx.TensorProto.UINT8 not in types
+    with pytest.raises(UnsupportedError, match="zero point"):
+        other.export(int8_candidate(network, inputs), symmetric, set(network.layers))
+
+
+def test_structure_key():
+    network, exporter, inputs = exported("plain")
+    layers = set(network.layers)
+    one = int8_candidate(network, inputs)
+    other = int8_candidate(network, inputs * 1.5)
+    other = other.replace(tensors={k: e if k != "fc.weight" else e.with_gain(2.0) for k, e in other.tensors.items()})
+    key = exporter.structure_key(one, ORT, 1, layers)
+    assert exporter.structure_key(other, ORT, 1, layers) == key
+    assert exporter.structure_key(one, ORT, 8, layers) != key
+    assert exporter.structure_key(one, ORT, 1, layers - {"fc"}) != key
+    fewer = dict(list(one.activations.items())[:-1])
+    assert exporter.structure_key(one.replace(activations=fewer), ORT, 1, layers) != key
+    assert exporter.structure_key(PLAIN, ORT, 1) == exporter.structure_key(PLAIN, ORT, 1, set())
+
+
+def test_export_is_quiet_and_deterministic(capfd):
+    model, inputs = example("mlp")
+    network = build_network(model, inputs)
+    before = logging.getLogger("torch.onnx._internal.exporter._registration").level
+    first = OnnxExporter(network).export(PLAIN, ORT, set())
+    assert OnnxExporter(network).export(PLAIN, ORT, set()) == first
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("torch.onnx._internal.exporter._registration").level == before
+
+
+def test_no_graph_and_unknown_values():
+    model, inputs = example("branch")
+    with pytest.raises(UnsupportedError, match="ONNX"):
+        OnnxExporter(build_network(model, inputs))
+    network, exporter, _ = exported("plain")
+    quantizer = ActivationQuantizer(scale=1.0, zero_point=0, low=0, high=255)
+    with pytest.raises(UnsupportedError, match="nowhere"):
+        exporter.export(PLAIN.replace(activations={"nowhere": quantizer}), ORT, set())
+    assert network.graph is not None
