@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autocomp.core.run_folder import storage_errors
 from autocomp.errors import AutocompError
 
 
@@ -53,7 +54,10 @@ def guarded(run: Path | None, *, verbose: bool = False, resumes: bool = False) -
         resumes: the same command goes on where it was interrupted.
     """
     try:
-        yield
+        with storage_errors(run or Path.cwd()):
+            yield
+    except BrokenPipeError:
+        raise  # whoever read stdout has gone: the parser ends the program quietly
     except KeyboardInterrupt as error:
         saved = (
             f"what was done is saved in {run}; the same command goes on from there" if resumes else "nothing is lost"

@@ -72,7 +72,7 @@ def as_split(part: Any, name: str, wanted: Wanted) -> AnySplit:
         return DatasetSplit(dataset=part, indices=tuple(range(len(part))), name=f"data {name}")
     raise DataError(
         f"data {name}: {type(part).__name__} is neither a dataset with __len__ and __getitem__ "
-        "nor a pair (inputs, targets)"
+        "nor a pair (inputs, targets); of a DataLoader, give its dataset"
     )
 
 

@@ -141,7 +141,7 @@ def list_models() -> list[ModelInfo]:
     """The built-in models and the forms of specs that name others."""
     rows = []
     for name in models.names():
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             network = models.build(name, digits.CLASSES)
         elements = sum(v.numel() for v in network.state_dict().values() if v.is_floating_point())
         rows.append(

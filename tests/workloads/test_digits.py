@@ -148,7 +148,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])
-def test_trained_networks_reach_97_percent(name: str) -> None:
+def test_trained_networks_reach_97_percent(cache: Path, name: str) -> None:
     network = digits.trained(name, seed=0, size=32, normalization=IMAGENET, progress=Silent())
     test = digits.splits(size=32, normalization=IMAGENET)[2]
     with torch.no_grad():
