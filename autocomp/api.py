@@ -60,16 +60,16 @@ class Result:
     @property
     def pareto(self) -> pd.DataFrame:
         """The front, one row a candidate, columns as in ``pareto.csv``."""
-        from autocomp.report.tables import rows_frame
+        from autocomp.report.tables import frame
 
-        return rows_frame(self.summary.pareto)
+        return frame(self.summary.pareto)
 
     @property
     def trials(self) -> pd.DataFrame:
         """Every evaluated candidate."""
-        from autocomp.report.tables import rows_frame
+        from autocomp.report.tables import frame
 
-        return rows_frame(self.summary.trials)
+        return frame(self.summary.trials)
 
     @property
     def best(self) -> Best:

@@ -26,7 +26,7 @@ from autocomp.search.job import Stage
 from autocomp.search.session import Session, open_session
 from autocomp.survey.survey import Survey, load_survey
 from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
-from autocomp.transforms.statistics import restore_statistics
+from autocomp.transforms.statistics import FloatStatistics, restore_statistics
 from autocomp.transforms.stitch import stitch
 
 
@@ -53,6 +53,11 @@ class Evaluator:
     def test_reference(self) -> Scored:
         """The float32 network on the test split."""
         return run_split(self.session.network.module, self.session.workload.test)
+
+    @cached_property
+    def float_statistics(self) -> FloatStatistics:
+        """Output statistics of the float32 network on the calibration images."""
+        return FloatStatistics.of(self.session.network, self.session.calibration)
 
     @cached_property
     def exporter(self) -> OnnxExporter:
@@ -91,14 +96,14 @@ class Evaluator:
         """The candidate's tensors and quantizers, statistics re-estimated on the calibration images."""
         network = self.session.network
         compressed = stitch(network, candidate, self._lookup)
-        compressed = restore_statistics(network, compressed, self.session.calibration)
+        compressed = restore_statistics(network, compressed, self.session.calibration, self.float_statistics)
         values = self.session.activation_values(candidate)
         return compressed.replace(activations={k: self.survey.quantizers[k] for k in values})
 
     def records(self, compressed: CompressedModel) -> dict[str, bytes]:
         """Coded tensors, symbols taken from the survey's where they are the same."""
         known: dict[str, bytes] = {}
-        if "finish" not in compressed.steps:
+        if not any(step.startswith("finish") for step in compressed.steps):
             for unit in self.session.space.units:
                 storage = compressed.candidate[unit].without("activations")
                 if self.survey.database.has(unit, storage):
@@ -109,6 +114,7 @@ class Evaluator:
         """Write the file; returns its size on disk."""
         session = self.session
         with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             return artifact.save(path, session.workload, session.network, compressed, self.records(compressed))
 
     def quality(self, compressed: CompressedModel) -> Quality:

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from autocomp.coding.tensors import encode_tensor
-from autocomp.config import write_config
 from autocomp.core.encodings import FloatTensor
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
+from autocomp.core.settings_file import write_config
 from autocomp.core.steps import FLOAT
 from autocomp.core.workload import Workload
 from autocomp.environment import environment

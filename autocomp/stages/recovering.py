@@ -15,10 +15,12 @@ from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.evaluators.quality import Scored, judge
 from autocomp.finish import find_finish
+from autocomp.graph.simulate import simulated
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import latency_fields, make_row
+from autocomp.transforms.calibrate import calibrate_activations
 
 
 def choose_finalists(rows: Sequence[Row], limits: Limits, count: int) -> list[Row]:
@@ -34,36 +36,67 @@ class Finalist:
     compressed: CompressedModel
 
 
-def finish_row(evaluator: Evaluator, row: Row, limits: Limits, progress: Progress) -> Finalist | None:
+STEP_FACTORS = (1.0, 1.015, 1.03, 1.06)
+"""Steps are widened by these, one after the other, until the finished file keeps the budget."""
+
+
+def finish_row(evaluator: Evaluator, row: Row, limits: Limits) -> Finalist | None:
     """The recovered form of ``row``; None where it gained nothing or broke a limit (then the row stays).
 
     Finishing changes symbols, so the file is written and measured again.
     """
     session = evaluator.session
+    method = session.settings.finish
+    if method == "none":
+        return None
     candidate = Candidate.from_json(row.recipe)
     before = evaluator.realise(candidate)
-    finish = find_finish(session.settings.finish)
-    after = finish(session.network, before, session.calibration, progress=progress)
-    if after is before:
-        return None
     path = session.run.candidates / f"{candidate.id}-finished.autocomp"
-    done = Completed(
-        file_bytes=evaluator.write(after, path),
-        kl=(quality := evaluator.quality(after)).loss,
-        score=quality.score,
-        engine_bytes=row.engine_bytes,
-    )
+    for factor in STEP_FACTORS:
+        after = refit(evaluator, before, factor)
+        file_bytes = evaluator.write(after, path)
+        if limits.file_bytes is None or file_bytes <= limits.file_bytes:
+            break
+    quality = evaluator.quality(after)
+    done = Completed(file_bytes=file_bytes, kl=quality.loss, score=quality.score)
     made = make_row(f"trial {row.trial} finished", candidate, done, limits, trial=row.trial, file=str(path))
     # same structure and precision, so the same engine: its latency is the trial's
-    latency = {k: getattr(row, k) for k in ("latency_ms", "latency_ms_ci95", "latency_source", "engine_bytes")}
     finished = dataclasses.replace(
-        made, **latency, techniques=(*row.techniques, f"finish_{session.settings.finish}")
+        made,
+        latency_ms=row.latency_ms,
+        latency_ms_ci95=row.latency_ms_ci95,
+        latency_source=row.latency_source,
+        engine_bytes=row.engine_bytes,
+        techniques=(*row.techniques, f"finish_{method}"),
     )
     finished = dataclasses.replace(finished, feasible=limits.feasible(finished))
     if not finished.feasible or limits.rank(finished) > limits.rank(row):
         path.unlink()
         return None
     return Finalist(row=finished, compressed=after)
+
+
+def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> CompressedModel:
+    """One pass of the finisher, then activation ranges of the network it made."""
+    session = evaluator.session
+    finish = find_finish(session.settings.finish)
+    units = session.space.units.values()
+    by_layer = Candidate({layer: before.candidate[unit.name] for unit in units for layer in unit.layers})
+    found = finish(
+        session.network,
+        before.replace(candidate=by_layer),
+        session.calibration,
+        float_statistics=evaluator.float_statistics,
+        step_factor=step_factor,
+        seed=session.settings.seed,
+    )
+    after = found.compressed.replace(candidate=before.candidate)
+    values = session.activation_values(before.candidate)
+    symmetric = session.target.profile.placement.symmetric
+    module = simulated(session.network, after.replace(activations={}))
+    del module
+    quantizers = calibrate_activations(session.network, values, session.calibration, symmetric=symmetric)
+    return after.replace(activations=quantizers)
 
 
 def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
@@ -124,7 +157,7 @@ def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Ans
     progress.stage("finish", total=max(1, 2 * len(chosen)))
     finalists = []
     for row in chosen:
-        finished = finish_row(evaluator, row, limits, progress)
+        finished = finish_row(evaluator, row, limits)
         if finished is not None:
             rows[finished.row.trial, finished.row.name] = finished.row
         plain = Finalist(row=row, compressed=evaluator.realise(Candidate.from_json(row.recipe)))
