@@ -11,7 +11,7 @@ from autocomp.core.compressed import CompressedModel
 from autocomp.core.network import Layer, Network
 from autocomp.graph import ops
 from autocomp.graph.program import Environment, Program
-from autocomp.transforms.statistics import decoded_module
+from autocomp.transforms.observe import decoded_module
 
 _HANDS_ON = frozenset({"dropout", "feature_dropout", "alias", "clone", "detach", "contiguous"})
 
@@ -92,7 +92,7 @@ class GraphWalk:
         return None
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """The layer that was asked for has been reached; the rest of the pass is not needed."""
 
 
@@ -118,12 +118,12 @@ class HookWalk:
 
         def stop(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             seen.extend((args[0], output))
-            raise _Reached
+            raise _ReachedError
 
         handle = module.get_submodule(name).register_forward_hook(stop)
         try:
             module(self._images)
-        except _Reached:
+        except _ReachedError:
             pass
         finally:
             handle.remove()

@@ -12,7 +12,7 @@ from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.network import Network
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.program import Program
-from autocomp.transforms.statistics import image_chunks
+from autocomp.transforms.observe import image_chunks
 
 BINS = 2048
 PERCENTILE = 99.99
@@ -25,13 +25,13 @@ Range = tuple[float, float]
 
 def calibrate_activations(
     network: Network,
-    compressed: CompressedModel,
     values: Mapping[str, str],
     batches: Sequence[Tensor],
     *,
     symmetric: bool = False,
+    compressed: CompressedModel | None = None,
 ) -> dict[str, ActivationQuantizer]:
-    """Quantizers of ``values``, from a run of the compressed weights on float activations.
+    """Quantizers of ``values``, from one run on float activations.
 
     Grids: uint8 with zero point 0 for values that are never negative, uint8 with a free zero point for
     others; int8 with zero point 0 for all where ``symmetric``. Every range holds zero, so that padding and
@@ -39,10 +39,10 @@ def calibrate_activations(
 
     Args:
         network: folded network with a graph.
-        compressed: its tensors are used; its activation quantizers are not.
         values: value key → "minmax", "percentile" (99.99 %), "mse" or "entropy" (Migacz 2017).
         batches: calibration inputs [n, ...].
         symmetric: what the target wants.
+        compressed: run with its weights (its own quantizers are not used); None: the float network's.
 
     Raises:
         UnsupportedError: the network has no graph.
@@ -58,7 +58,7 @@ def calibrate_activations(
         nodes[network.values[key].node]: ValueObserver(key, calibrator, symmetric=symmetric)
         for key, calibrator in values.items()
     }
-    tensors = {key: encoding.decode() for key, encoding in compressed.tensors.items()}
+    tensors = {} if compressed is None else {key: e.decode() for key, e in compressed.tensors.items()}
     chunks = image_chunks(network, batches)
 
     def look(method: Callable[[ValueObserver, Tensor], None], which: Mapping[fx.Node, ValueObserver]) -> None:

@@ -168,7 +168,7 @@ def feedback(second: Tensor, damping: float = DAMPING) -> Tensor:
         if not bool(info.any()):
             break
         damping *= 10
-    upper = lower.flip(1, 2)
+    upper: Tensor = lower.flip(1, 2)
     upper = upper / upper.diagonal(dim1=1, dim2=2)[:, None, :].clone()
     upper[:, eye, eye] = 0
     return upper

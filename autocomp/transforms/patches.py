@@ -134,7 +134,8 @@ class Patches:
         out = padded.new_empty(channels, len(self._offsets), count, len(corners))
         for i, offset in enumerate(self._offsets.tolist()):
             if positions is None:  # the same elements as below, read as strided slices: much faster
-                taken = padded[(..., *self._window(offset, padded.shape[2:]))].flatten(2)
+                window = (slice(None), slice(None), *self._window(offset, padded.shape[2:]))
+                taken = padded[window].flatten(2)
             else:
                 taken = flat.gather(2, (corners + offset).expand(count, channels, -1))
             out[:, i] = taken.transpose(0, 1)
@@ -160,7 +161,7 @@ def _padded(module: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(module, _TRANSPOSED):
         spread = [(s - 1) * t + 1 for s, t in zip(inputs.shape[2:], module.stride, strict=True)]
         wide = inputs.new_zeros(*inputs.shape[:2], *spread)
-        wide[(..., *(slice(None, None, t) for t in module.stride))] = inputs
+        wide[(slice(None), slice(None), *(slice(None, None, step) for step in module.stride))] = inputs
         pads = []
         for k, d, p, extra in zip(
             module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True

@@ -228,12 +228,10 @@ def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int) -> 
     low = torch.cat([torch.full((groups, count), float(g.low)) for g in grids], dim=1)
     high = torch.cat([torch.full((groups, count), float(g.high)) for g in grids], dim=1)
     symbols = compensated(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high)
-    return [weight_from_rows(part, weight.shape, axis) for part in symbols.split(count, dim=1)]
+    return [weight_from_rows(part, weight.shape, axis) for part in torch.split(symbols, count, dim=1)]
 
 
-def _encoding(
-    symbols: Tensor, grid: Grid, config: QuantizeWeights, axis: int, channel_scales: bool
-) -> QuantizedTensor:
+def _encoding(symbols: Tensor, grid: Grid, config: QuantizeWeights, axis: int, channel_scales: bool) -> QuantizedTensor:
     """The stored form of ``symbols``."""
     if channel_scales:
         grid = grid.expanded(symbols.shape[axis])

@@ -13,9 +13,7 @@ they are the BatchNorm's learned mean and deviation.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,12 +22,11 @@ from torch import Tensor, nn
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor
 from autocomp.core.network import Layer, Network
-from autocomp.errors import DataError
+from autocomp.transforms.observe import Pool, decoded_module, image_chunks, moments
 
 GAIN_LIMITS = (0.25, 4.0)
 """A channel whose deviation changed by more than this is not trusted beyond it."""
 
-_PASS_BYTES = 1 << 30  # activations of one pass; more images are taken in equal chunks
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -56,16 +53,16 @@ class FloatStatistics:
         """
         module = decoded_module(network.module, {})
         chunks = image_chunks(network, batches)
-        pools: dict[str, _Pool] = {}
+        pools: dict[str, Pool] = {}
         for name, layer in _linear_layers(network).items():
-            pool = pools[name] = _Pool()
+            pool = pools[name] = Pool()
             axis = _output_axis(layer)
             module.get_submodule(name).register_forward_hook(
-                lambda _m, _a, out, pool=pool, axis=axis: pool.add(*_moments(out, axis))
+                lambda _m, _a, out, pool=pool, axis=axis: pool.add(*moments(out, axis))
             )
         for name, norm in _unfolded_norms(module).items():
-            pool = pools[name] = _Pool()
-            norm.register_forward_pre_hook(lambda _m, args, pool=pool: pool.add(*_moments(args[0], 1)))
+            pool = pools[name] = Pool()
+            norm.register_forward_pre_hook(lambda _m, args, pool=pool: pool.add(*moments(args[0], 1)))
         with torch.inference_mode():
             for chunk in chunks:
                 module(chunk)
@@ -124,8 +121,8 @@ def restore_statistics(
         for chunk in chunks:
             module(chunk)
         tensors = dict(compressed.tensors)
-        for site in sites:
-            tensors.update(site.result(tensors))
+        for done in sites:
+            tensors.update(done.result(tensors))
     return compressed.replace(tensors=tensors, steps=(*compressed.steps, "restore_statistics"))
 
 
@@ -145,54 +142,12 @@ def restore_layer(
         New weight and bias encodings.
     """
     axis = _output_axis(layer)
-    mean, variance, _ = _moments(target, axis)
+    mean, variance, _ = moments(target, axis)
     gains = layer.name in network.folds and layer.calls == 1
     site = _LayerSite(layer, weight, bias, mean, variance.sqrt() if gains else None, in_pass=True)
-    now_mean, now_variance, _ = _moments(output, axis)
+    now_mean, now_variance, _ = moments(output, axis)
     new_weight, new_bias, _ = site.correction(now_mean, now_variance)
     return new_weight, new_bias
-
-
-def decoded_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of ``module`` in eval mode with some parameters and buffers replaced, by state-dict key.
-
-    What is replaced is never copied; modules that share a tensor share the new one.
-    """
-    memo: dict[int, object] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if name in tensors:
-            memo[id(parameter)] = nn.Parameter(tensors[name], requires_grad=False)
-        else:
-            memo.setdefault(id(parameter), parameter)  # only read
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        if name in tensors:
-            memo[id(buffer)] = tensors[name]
-    return copy.deepcopy(module, memo).eval()
-
-
-class _Pool:
-    """Mean and variance over several parts of the data."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sum: Tensor | None = None
-        self._squares: Tensor | None = None
-
-    def add(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        mean64 = mean.double()
-        total, squares = mean64 * count, (variance.double() + mean64**2) * count
-        self._sum = total if self._sum is None else self._sum + total
-        self._squares = squares if self._squares is None else self._squares + squares
-        self.count += count
-
-    def result(self, name: str) -> tuple[Tensor, Tensor]:
-        """float32 [channels] mean and variance."""
-        assert self._sum is not None and self._squares is not None
-        mean = self._sum / self.count
-        variance = (self._squares / self.count - mean**2).clamp_min(0)
-        if not bool(torch.isfinite(variance).all()):
-            raise DataError(f"layer {name}: its output on the calibration images is not finite; check data and weights")
-        return mean.float(), variance.float()
 
 
 class _LayerSite:
@@ -203,11 +158,11 @@ class _LayerSite:
     ) -> None:
         self._layer, self._weight, self._bias = layer, weight, bias
         self._mean, self._std, self._in_pass = mean, std, in_pass
-        self._pool = _Pool()
+        self._pool = Pool()
 
     def __call__(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
         axis = _output_axis(self._layer)
-        mean, variance, count = _moments(output, axis)
+        mean, variance, count = moments(output, axis)
         self._pool.add(mean, variance, count)
         if not self._in_pass:
             return output
@@ -238,14 +193,15 @@ class _NormSite:
 
     def __init__(self, name: str, norm: nn.Module, target: tuple[Tensor, Tensor] | None) -> None:
         self._name, self._norm, self._target = name, norm, target
-        assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
+        assert isinstance(norm.running_mean, Tensor)
+        assert isinstance(norm.running_var, Tensor)
         self._old = (norm.running_mean, norm.running_var)
-        self._pool = _Pool()
+        self._pool = Pool()
 
     def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, variance, count = _moments(args[0], 1)
+        mean, variance, count = moments(args[0], 1)
         self._pool.add(mean, variance, count)
-        self._norm.running_mean, self._norm.running_var = self._running(mean, variance)  # type: ignore[assignment]
+        self._norm.running_mean, self._norm.running_var = self._running(mean, variance)
 
     def _running(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         if self._target is None:
@@ -260,10 +216,14 @@ class _NormSite:
         if not self._pool.count:
             return {}
         made: dict[str, Encoding] = {}
-        for key, values in zip(("running_mean", "running_var"), self._running(*self._pool.result(self._name)), strict=True):
+        for key, values in zip(
+            ("running_mean", "running_var"), self._running(*self._pool.result(self._name)), strict=True
+        ):
             old = tensors.get(f"{self._name}.{key}")
             if isinstance(old, FloatTensor):
-                made[f"{self._name}.{key}"] = FloatTensor.half(values) if old.width == 16 else FloatTensor(values=values)
+                made[f"{self._name}.{key}"] = (
+                    FloatTensor.half(values) if old.width == 16 else FloatTensor(values=values)
+                )
         return made
 
 
@@ -331,33 +291,3 @@ def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     shape = [1] * like.dim()
     shape[axis] = -1
     return values.reshape(shape)
-
-
-def _moments(values: Tensor, axis: int) -> tuple[Tensor, Tensor, int]:
-    """Mean and variance [channels] of ``values`` and the number of values a channel."""
-    axis = axis % values.dim()
-    flat = values.flatten(2) if axis == 1 and values.dim() > 2 else values.reshape(-1, values.shape[-1]).T[None]
-    count = flat.shape[0] * flat.shape[2]
-    # sums of one image in float32, across images in float64: ten times faster than torch.var_mean
-    mean = flat.sum(dim=2).double().sum(dim=0) / count
-    square = torch.linalg.vector_norm(flat, dim=2).double().square().sum(dim=0) / count
-    variance = (square - mean**2).clamp_min_(0)
-    if bool((variance < 1e-4 * mean**2).any()):  # the difference has lost its digits: take the exact way
-        others = [d for d in range(values.dim()) if d != axis]
-        exact, _ = torch.var_mean(values, dim=others, correction=0)
-        variance = exact.double()
-    return mean.float(), variance.float(), count
-
-
-def image_chunks(network: Network, batches: Sequence[Tensor]) -> list[Tensor]:
-    """All images in one batch, or in equal chunks where their activations would not fit."""
-    if not batches or not sum(len(b) for b in batches):
-        raise DataError("no calibration images; give at least one")
-    images = torch.cat(list(batches)) if len(batches) > 1 else batches[0]
-    widest = max(
-        (math.prod(s) for layer in network.layers.values() for s in (layer.input_shape, layer.output_shape)), default=1
-    )
-    fit = max(1, _PASS_BYTES // (4 * 4 * widest))  # about four such values live at once
-    return list(images.chunk(math.ceil(len(images) / fit)))
-
-

@@ -1,11 +1,11 @@
-"""A candidate put together from layers that were compressed one by one (OBC's "database", Frantar and Alistarh 2022)."""
+"""A candidate put together from layers compressed one by one (OBC's "database", Frantar and Alistarh 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
@@ -70,13 +70,9 @@ def float_encodings(network: Network) -> dict[str, Encoding]:
         values = buffer.detach().float()
         half = FloatTensor.half(values)
         role = name.rpartition(".")[2] in _NORM_STATISTICS and _is_norm(network.module, name)
-        encodings[name] = half if role or _same(half.values, values) else FloatTensor(values=values)
+        encodings[name] = half if role or bool(torch.equal(half.values, values)) else FloatTensor(values=values)
     return encodings
 
 
 def _is_norm(module: nn.Module, key: str) -> bool:
     return isinstance(module.get_submodule(key.rpartition(".")[0]), nn.modules.batchnorm._NormBase)
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return bool(torch.equal(left, right))

@@ -92,10 +92,7 @@ def test_mse_scale_is_near_the_best_of_an_exhaustive_search() -> None:
     got = quantized(weight, QuantizeWeights(bits=3, rounding="nearest"))
     scales = weight.abs().amax(1)[:, None] * torch.linspace(0.05, 1, 2000)[None] / 3
     best = torch.stack(
-        [
-            ((weight / s[:, None]).round().clamp(-3, 3) * s[:, None] - weight).square().sum(1)
-            for s in scales.unbind(1)
-        ]
+        [((weight / s[:, None]).round().clamp(-3, 3) * s[:, None] - weight).square().sum(1) for s in scales.unbind(1)]
     ).amin(0)
     assert bool(((got.decode() - weight).square().sum(1) <= 1.02 * best).all())
 
@@ -230,7 +227,9 @@ def test_settings_round_trip(config: QuantizeWeights) -> None:
     assert StepConfig.from_json(config.to_json()) == config
 
 
-@pytest.mark.parametrize("fields", [{}, {"bits": 4, "step": 1.0}, {"bits": 9}, {"step": 0.0}, {"bits": 4, "scale": "l1"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"bits": 4, "step": 1.0}, {"bits": 9}, {"step": 0.0}, {"bits": 4, "scale": "l1"}]
+)
 def test_settings_out_of_range(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="quantize_weights"):
         QuantizeWeights(**fields)  # type: ignore[arg-type]
