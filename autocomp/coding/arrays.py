@@ -73,8 +73,8 @@ def encode_float16(values: Floats) -> bytes | None:
     finite = math.isfinite(top) and top > 0.0
     first = max(-126, min(126, math.frexp(top)[1] - 15)) if finite else 0
     for exponent in (first, max(-126, first - 1)):  # rounding up to a power of two moves the exponent
-        with np.errstate(over="ignore"):
-            halves = np.ldexp(values, -exponent).astype(np.float16)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            halves = (values / np.float32(2.0**exponent)).astype(np.float16)
         if np.array_equal(_scaled(halves, exponent).view(np.uint32), np.ascontiguousarray(values).view(np.uint32)):
             return put_signed(exponent) + _encode_signed_bits(halves.reshape(-1).view(np.uint16).astype(np.uint32))
     return None
@@ -89,9 +89,9 @@ def decode_float16(data: bytes, shape: tuple[int, ...]) -> Floats:
 
 
 def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
-    """``halves`` times a power of two: exact, but for numbers below the float32 range."""
-    with np.errstate(over="ignore"):
-        return np.ldexp(halves.astype(np.float32), exponent)
+    """``halves`` times a power of two: one IEEE multiplication."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        return np.multiply(halves.astype(np.float32), np.float32(2.0**exponent))
 
 
 def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:

@@ -160,8 +160,8 @@ class Contexts:
 class Counts:
     """Adaptive frequencies of the clipped symbols −limit … limit in each context.
 
-    A context leans on the counts of all contexts with its sign level, and these on a geometric
-    distribution of the tensor's mean magnitude, so that few symbols already predict well.
+    A context leans on the counts of all contexts with its sign level, these on the counts of all contexts,
+    and these on a geometric distribution of the tensor's mean magnitude: few symbols already predict well.
 
     Args:
         limit: largest magnitude in the alphabet.
@@ -169,6 +169,7 @@ class Counts:
     """
 
     ROOT_WEIGHT = 24
+    COMMON_WEIGHT = 32
     PARENT_WEIGHT = 48
     HALVE_AT = 1 << 16
 
@@ -194,8 +195,10 @@ class Counts:
         """Turn counts into frequencies: positive integers summing to 2**FREQUENCY_BITS in each context."""
         one = 1 << FREQUENCY_BITS
         family = self.own.reshape(MAGNITUDE_LEVELS, SIGN_LEVELS, self.size).sum(0)
-        parent = ((family << FREQUENCY_BITS) + self.ROOT_WEIGHT * self.root) // (
-            family.sum(1, keepdims=True) + self.ROOT_WEIGHT
+        whole = family.sum(0)
+        common = ((whole << FREQUENCY_BITS) + self.ROOT_WEIGHT * self.root) // (int(whole.sum()) + self.ROOT_WEIGHT)
+        parent = ((family << FREQUENCY_BITS) + self.COMMON_WEIGHT * common) // (
+            family.sum(1, keepdims=True) + self.COMMON_WEIGHT
         )
         parent = np.tile(parent, (MAGNITUDE_LEVELS, 1))
         mixed = ((self.own << FREQUENCY_BITS) + self.PARENT_WEIGHT * parent) // (

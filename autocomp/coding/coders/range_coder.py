@@ -24,7 +24,7 @@ MAX_LIMIT = 40  # largest magnitude with a count of its own
 MAX_SHIFT = 16
 MAX_EXCESS_BITS = 18
 SYMBOL_LIMIT = 1 << 17
-_COARSE_MEAN = 10  # symbols are shifted until their mean magnitude is below this: finer bits are uniform
+_COARSE_MEAN = 10  # symbols are shifted until their typical magnitude is below this: finer bits are uniform
 _RARE = 400  # one symbol in so many may be larger than the alphabet
 _USEFUL_CORRELATION = 0.04  # below this, predicting from neighbouring taps costs more than it saves
 
@@ -83,9 +83,8 @@ def encode(symbols: Ints) -> bytes:
     flat = symbols.reshape(-1)
     if not flat.size:
         return b""
-    centre = (2 * int(flat.sum(dtype=np.int64)) + flat.size) // (2 * flat.size)
-    centre = centre if abs(centre) > 1 else 0
-    shift = _shift(int(np.abs(flat - np.int32(centre)).sum(dtype=np.int64)), flat.size)
+    centre = _centre(flat)
+    shift = _shift(np.abs(flat - np.int32(centre)))
     shifted = flat - np.int32(centre) + np.int32((1 << shift) >> 1)
     coarse = shifted >> shift
     limit = _limit(np.abs(coarse))
@@ -184,9 +183,20 @@ def _code(planes: Ints, layout: Layout, header: _Header, transfer: Callable[[Int
             contexts.learn(tap, planes[tap, start:end])
 
 
-def _shift(total: int, count: int) -> int:
-    """Low bits to store as they are, for ``count`` symbols whose magnitudes sum to ``total``."""
-    return next(s for s in range(MAX_SHIFT + 1) if total >> s <= _COARSE_MEAN * count or s == MAX_SHIFT)
+def _centre(symbols: Ints) -> int:
+    """Their median where they do not lie around zero. (The median: a few large symbols do not move it.)"""
+    if abs(int(symbols.sum(dtype=np.int64))) < symbols.size:
+        return 0
+    median = int(np.partition(symbols, symbols.size // 2)[symbols.size // 2])
+    return median if abs(median) > 1 else 0
+
+
+def _shift(magnitudes: Ints) -> int:
+    """Low bits to store as they are."""
+    if int(magnitudes.sum(dtype=np.int64)) <= _COARSE_MEAN * magnitudes.size:
+        return 0
+    median = int(np.partition(magnitudes, magnitudes.size // 2)[magnitudes.size // 2])
+    return next(s for s in range(MAX_SHIFT + 1) if median >> s <= _COARSE_MEAN or s == MAX_SHIFT)
 
 
 def _limit(magnitudes: Ints) -> int:
