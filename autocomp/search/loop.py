@@ -49,7 +49,7 @@ def run_search(
         executor: evaluates them; the caller closes it.
         timeout_s: seconds after which nothing more is started.
         progress: told of each finished evaluation.
-        on_outcome: called with each outcome, after it is safely in the study.
+        on_outcome: called with each outcome as the study holds it (NaN is a failure there), once it is safe.
     """
     progress = progress or Silent()
     start = time.monotonic()
@@ -68,7 +68,7 @@ def run_search(
         if coordinator.tell(event.job.number, event.outcome):
             progress.advance(1, **facts(coordinator))
             if on_outcome is not None:
-                on_outcome(event.job, event.outcome)
+                on_outcome(event.job, coordinator.records[event.job.number].outcome)
     return SearchStats(
         evaluations=coordinator.evaluations,
         cache_hits=coordinator.cache_hits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,6 +83,11 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 def tried_ids(study: Study) -> set[str]:
     """Ids of all candidates in the study, those under way included."""
     return {t.user_attrs[CANDIDATE] for t in study.get_trials(deepcopy=False) if CANDIDATE in t.user_attrs}
+
+
+def next_start(starts: Sequence[Candidate], tried: set[str]) -> Candidate | None:
+    """The first candidate of the plan that was not tried: a study asked again for another budget has a new plan."""
+    return next((c for c in starts if c.id not in tried), None)
 
 
 def untried_near(

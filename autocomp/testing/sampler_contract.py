@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ class SamplerContract:
         if name == "random":
             pytest.skip("random is the baseline without a warm start")
         assert candidates(coordinator)[: len(starts)] == starts
+
+    def test_a_new_plan_is_tried_when_the_study_goes_on(self, name: str, tmp_path: Path) -> None:
+        """Another budget on the same study has another plan; its rows count wherever the numbers stand."""
+        if name == "random":
+            pytest.skip("random is the baseline without a warm start")
+        context = context_for(fake_space(4))
+        coordinate(tmp_path, name, context, 9)
+        fresh = tuple(context.space.decode({"layer0:weights": i, "layer3:weights": 5 - i}) for i in range(6))
+        again = coordinate(tmp_path, name, dataclasses.replace(context, plan=fresh), 20)
+        assert {c.id for c in fresh} <= set(candidates(again))
 
     def test_another_seed_is_another_search(self, name: str, tmp_path: Path) -> None:
         if name == "plan":

@@ -52,7 +52,7 @@ def test_counts_facts_and_outcomes(coordinator: Coordinator) -> None:
     factory = Guarded(FakeFactory(units=4, accidents=((3, "raise"), (5, "oom"), (8, "nan"), (9, "raise"))))
 
     def on_outcome(job: Job, outcome: Outcome) -> None:
-        assert job.number in coordinator.records, "told before it was safe"
+        assert coordinator.records[job.number].outcome is outcome, "told before it was safe"
         seen.append(job.number)
 
     stats = run_search(coordinator, inline.make(factory), progress=progress, on_outcome=on_outcome)

@@ -10,7 +10,7 @@ from optuna.samplers import BaseSampler
 
 from autocomp.core.space import SearchSpace
 from autocomp.search import _optuna_private
-from autocomp.search.sampler import SamplerContext, derived_seed, distributions, tried_ids, untried_near
+from autocomp.search.sampler import SamplerContext, derived_seed, distributions, next_start, tried_ids, untried_near
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -47,10 +47,11 @@ class OptunaSampler:
     def suggest(self, study: Study, number: int) -> dict[str, int] | None:
         """See :class:`autocomp.search.sampler.Sampler`."""
         space, tried = self._context.space, tried_ids(study)
-        if number < len(self._starts) and self._starts[number].id not in tried:
+        start = next_start(self._starts, tried)
+        if start is not None:
             if self._adopt is not None:
                 self._adopt(study, number)
-            return space.encode(self._starts[number])
+            return space.encode(start)
         sampler = self._build(derived_seed(self._context.seed, number), study)
         params: dict[str, int] = {}
         for _ in range(_DRAWS):

@@ -23,7 +23,7 @@ from autocomp.planner.neighbours import propose
 from autocomp.planner.plan import solve
 from autocomp.search.front import pareto_mask
 from autocomp.search.records import CANDIDATE
-from autocomp.search.sampler import Sampler, SamplerContext, derived_seed, tried_ids, untried_near
+from autocomp.search.sampler import Sampler, SamplerContext, derived_seed, next_start, tried_ids, untried_near
 from autocomp.search.samplers._optuna import draw
 from autocomp.search.samplers._residual import fit_residual
 
@@ -86,8 +86,7 @@ class HybridSampler:
     def suggest(self, study: Study, number: int) -> dict[str, int] | None:
         """See :class:`autocomp.search.sampler.Sampler`."""
         context, tried = self._context, tried_ids(study)
-        # the first that was not tried: a study asked again under another budget has a new plan
-        start = next((s for s in self._starts if s.id not in tried), None)
+        start = next_start(self._starts, tried)
         if start is not None:
             return context.space.encode(start)
         rng = np.random.default_rng(derived_seed(context.seed, number))
@@ -99,7 +98,7 @@ class HybridSampler:
             (near, across),
             (tpe, near),
         )
-        for source in orders[(number - len(self._starts)) % len(orders)] if rows.candidates else (self._optuna,):
+        for source in orders[number % len(orders)] if rows.candidates else (self._optuna,):
             candidate = source(study, number, rows, tried, rng)
             if candidate is not None and candidate.id not in tried:
                 return context.space.encode(candidate)

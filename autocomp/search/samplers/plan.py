@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autocomp.search.sampler import Sampler, SamplerContext, tried_ids
+from autocomp.search.sampler import Sampler, SamplerContext, next_start, tried_ids
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -23,8 +23,8 @@ class PlanSampler:
 
     def suggest(self, study: Study, number: int) -> dict[str, int] | None:
         """See :class:`autocomp.search.sampler.Sampler`; None behind the end of the plan."""
-        tried = tried_ids(study)
-        return next((self._space.encode(c) for c in self._starts if c.id not in tried), None)
+        start = next_start(self._starts, tried_ids(study))
+        return None if start is None else self._space.encode(start)
 
 
 def make(context: SamplerContext) -> Sampler:
