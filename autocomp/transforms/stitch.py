@@ -33,15 +33,17 @@ def stitch(
     """
     tensors = float_encodings(network)
     kinds: set[str] = set()
+    weights_of_layers = {layer.weight for layer in network.layers.values()}
     for unit, whole in candidate.items():
-        if unit not in network.layers:
-            raise ValueError(f"candidate {candidate.id} names unit {unit!r}, which the network does not have")
         choice = whole.without("activations")
         if choice == FLOAT:
             continue
         made = lookup(unit, choice)
-        strange = sorted(set(made) - set(tensors))
-        if strange or network.layers[unit].weight not in made:
+        # a unit is a layer, or a group of layers under a name of its own
+        weights = {network.layers[unit].weight} if unit in network.layers else weights_of_layers & set(made)
+        if not weights:
+            raise ValueError(f"candidate {candidate.id} names unit {unit!r}, which the network does not have")
+        if set(made) - set(tensors) or not weights <= set(made):
             raise ValueError(f"unit {unit} as {choice.label()}: got encodings of {sorted(made)}")
         tensors.update(made)
         kinds.update(step.kind for step in choice.steps)

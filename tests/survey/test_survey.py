@@ -167,6 +167,9 @@ def test_a_group_is_priced_together(case: Case, found: Survey, tmp_path: Path) -
     assert set(grouped.database.lookup("block", choice)) == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
     alone = [found.prices.storage[u] for u in ("conv1", "conv2")]
     assert prices.bytes[at] == sum(int(p.bytes[p.index(choice)]) for p in alone)
+    stitched = stitch(case.network, Candidate({"block": choice}), grouped.database.lookup)
+    assert all(stitched.tensors[f"conv{i}.weight"].bits is None for i in (1, 2))
+    assert stitched.tensors["stem.weight"].width == 32
     together = Candidate({"conv1": choice, "conv2": choice})
     assert 0.5 * float((prices.delta[at].astype(float) ** 2).sum()) == pytest.approx(
         found.prices.predicted_kl(together), rel=0.35
