@@ -122,8 +122,8 @@ def test_weights_arrive_as_stored():
 
 
 def test_every_tensor_of_the_candidate_is_used():
-    """Norm parameters, positions and tied embeddings are replaced like any weight."""
-    for name in ("preactivation", "tokens"):
+    """Norm parameters, raw parameters and tied embeddings are replaced like any weight."""
+    for name in ("depthwise", "tokens"):
         network, exporter, inputs = exported(name)
         generator = torch.Generator().manual_seed(5)
         tensors = {
@@ -186,11 +186,10 @@ def test_structure_key():
 
 
 def test_export_is_quiet_and_deterministic(capfd):
-    model, inputs = example("mlp")
-    network = build_network(model, inputs)
+    network, exporter, _ = exported("shared")
     before = logging.getLogger("torch.onnx._internal.exporter._registration").level
     first = OnnxExporter(network).export(PLAIN, ORT, set())
-    assert OnnxExporter(network).export(PLAIN, ORT, set()) == first
+    assert exporter.export(PLAIN, ORT, set()) == first
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("torch.onnx._internal.exporter._registration").level == before
 
