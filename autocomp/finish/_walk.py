@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
-import torch
 from torch import Tensor, fx, nn
 
 from autocomp.core.compressed import CompressedModel
@@ -130,17 +130,15 @@ class HookWalk:
         return seen[0], seen[1]
 
 
-def live_bytes(network: Network) -> int:
-    """Bytes that one image needs at the worst moment of a walk through the graph (both networks)."""
+def live_bytes(network: Network, images: Tensor) -> int:
+    """Bytes that one image needs at the worst moment of a walk (both networks); ``images`` [n ≥ 1, ...] to try."""
     if network.graph is None:
-        widest = max((torch.Size(la.input_shape).numel() + torch.Size(la.output_shape).numel()
-                      for la in network.layers.values()), default=1)  # fmt: skip
-        return 4 * 4 * widest
+        sizes = [math.prod(la.input_shape) + math.prod(la.output_shape) for la in network.layers.values()]
+        return 4 * 4 * max(sizes, default=1)
     program = Program(network.graph)
     environment: Environment = {}
-    inputs = torch.zeros(2, *network.input_shape)
     worst = 0
     for i in range(len(program.nodes)):
-        program.advance(environment, i, i + 1, inputs=inputs)
+        program.advance(environment, i, i + 1, inputs=images)
         worst = max(worst, sum(v.nbytes for v in environment.values() if isinstance(v, Tensor)))
-    return max(1, worst)  # two images here, two networks there
+    return max(1, 2 * worst // len(images))

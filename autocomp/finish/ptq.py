@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autocomp.core.compressed import CompressedModel
-from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor
+from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor, round_half
 from autocomp.core.network import Layer, Network
 from autocomp.core.progress import Progress, Silent
 from autocomp.errors import DataError
@@ -60,7 +60,8 @@ def finish(
     progress = progress or Silent()
     images = torch.cat(list(batches))
     notes = []
-    fit = max(2, _WALK_BYTES // live_bytes(network))
+    with torch.inference_mode():
+        fit = max(2, _WALK_BYTES // live_bytes(network, images[:2]))
     if fit < len(images):
         notes.append(f"fitted on {fit} of {len(images)} calibration images, which is what fits in memory")
     layers = [la for la in network.layers.values() if _why_not(la) is None]
@@ -171,6 +172,4 @@ def _grid(
     grid = make_grid(source.transpose(0, axis).reshape(source.shape[axis], -1), config)
     if config.step is None or step_factor == 1.0:
         return grid
-    from autocomp.core.encodings import round_half
-
     return Grid(scale=round_half(grid.scale * step_factor), zero=grid.zero, low=grid.low, high=grid.high)

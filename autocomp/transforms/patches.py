@@ -162,12 +162,10 @@ def _padded(module: nn.Module, inputs: Tensor) -> Tensor:
         spread = [(s - 1) * t + 1 for s, t in zip(inputs.shape[2:], module.stride, strict=True)]
         wide = inputs.new_zeros(*inputs.shape[:2], *spread)
         wide[(slice(None), slice(None), *(slice(None, None, step) for step in module.stride))] = inputs
-        pads = []
-        for k, d, p, extra in zip(
-            module.kernel_size, module.dilation, module.padding, module.output_padding, strict=True
-        ):
-            pads.append((d * (k - 1) - int(p), d * (k - 1) - int(p) + extra))
-        return F.pad(wide, [side for pair in reversed(pads) for side in pair])
+        assert not isinstance(module.padding, str)
+        reach = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        ends = zip(reach, module.padding, module.output_padding, strict=True)
+        return F.pad(wide, [side for r, p, extra in reversed(list(ends)) for side in (r - p, r - p + extra)])
     assert isinstance(module, _CONVOLUTIONS)
     if isinstance(module.padding, str):
         totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
