@@ -18,7 +18,7 @@ import autocomp
 from autocomp.coding.tensors import encode_tensor
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding
+from autocomp.core.encodings import Encoding, QuantizedTensor
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.prices import Prices, PriceTable
@@ -300,7 +300,9 @@ def _settings_key(workload: Workload, network: Network, images: Tensor, sensitiv
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().numpy().data)
     content.update(images.contiguous().numpy().data)
-    versions = (FORMAT, autocomp.__version__, torch.__version__)
+    # records are read back later, perhaps by another version: another coder's output is another key
+    probe = QuantizedTensor(symbols=torch.arange(-40, 41, dtype=torch.int16) // 5, scale=torch.ones(1))
+    versions = (FORMAT, autocomp.__version__, torch.__version__, encode_tensor(probe).hex())
     return _digest(content.hexdigest(), workload.fingerprint, workload.classes, sensitivity, seed, versions)
 
 
