@@ -49,7 +49,7 @@
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: narrow.matches ? 12 : 13 },
     margin: { l: 60, r: 40, t: 12, b: 50 }, hovermode: "closest",
     hoverlabel: { align: "left", bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink") } },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: narrow.matches ? 11 : 12 } },
     modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("grey"), activecolor: colour("ink") },
   }, more);
   const limit = (x, text) => ({
@@ -60,7 +60,7 @@
   const groups = () => [
     ["infeasible", "breaks a constraint", { symbol: "x", size: 7, color: colour("grey") }],
     ["feasible", "meets the constraints", { symbol: "circle", size: 7, color: colour("blue"), opacity: 0.5 }],
-    ["front", "Pareto front (hollow: breaks a constraint)", { symbol: "circle", size: 10, color: colour("blue") }],
+    ["front", narrow.matches ? "Pareto front" : "Pareto front (hollow: breaks a constraint)", { symbol: "circle", size: 10, color: colour("blue") }],
     ["baselines", "baselines", { symbol: "diamond", size: 10, color: colour("orange") }],
     ["float32", "float32", { symbol: "square", size: 10, color: colour("ink") }],
     ["best", "best", { symbol: "star", size: 19, color: colour("green"), line: { color: colour("card"), width: 1 } }],
@@ -80,7 +80,7 @@
       if (key === "baselines") {
         trace.mode = "markers+text";
         trace.texttemplate = points.map((p) => p.name);
-        trace.textposition = "top center";
+        trace.textposition = points.map((_, i) => (i % 2 ? "top center" : "bottom center"));
         trace.textfont = { color: colour("orange"), size: 12 };
         trace.cliponaxis = false;
       }
@@ -112,7 +112,7 @@
     const budget = data.budget_bytes === null ? null : data.budget_bytes / 1e6;
     const more = {
       xaxis: axis("file size (MB = 1,000,000 bytes)", state.logX ? { type: "log", tickvals: roundSizes, ticktext: roundSizes.map(String) } : { rangemode: "tozero" }),
-      yaxis: axis(data.loss, { type: state.logY ? "log" : "linear", exponentformat: "power", dtick: state.logY ? 1 : undefined }),
+      yaxis: axis(narrow.matches ? data.loss.split(" (")[0] : data.loss, { type: state.logY ? "log" : "linear", exponentformat: "power", dtick: state.logY ? 1 : undefined }),
     };
     if (budget !== null) {
       const line = limit(budget);
