@@ -50,7 +50,9 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
     state = network.module.state_dict()
     for name, encoding in tensors.items():
         if name not in state:
-            raise DataError(f"{path} holds {name}, which the given network does not have: pass the class it was made from")
+            raise DataError(
+                f"{path} holds {name}, which the given network does not have: pass the class it was made from"
+            )
         if state[name].shape != encoding.decode().shape:
             raise DataError(
                 f"{path}: {name} is {list(encoding.decode().shape)}, the given network's is {list(state[name].shape)}"

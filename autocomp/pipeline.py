@@ -11,11 +11,11 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.workload import Workload
 from autocomp.stages import exporting, opening, verifying
+from autocomp.stages.clock import Clock
 from autocomp.stages.exploring import explore
 from autocomp.stages.recovering import recover
 from autocomp.stages.surveying import survey_session
 from autocomp.stages.wrapping import wrap_up
-from autocomp.stages.clock import Clock
 
 
 def search(

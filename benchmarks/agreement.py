@@ -18,8 +18,8 @@ import torch
 from common import save
 
 from autocomp.core.run_folder import RunFolder
-from autocomp.graph.simulate import simulated
 from autocomp.evaluators.quality import run_split
+from autocomp.graph.simulate import simulated
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
 from autocomp.stages.opening import settings_of, summary_of

@@ -1,6 +1,6 @@
 """The main job: ``autocomp search --budget 4MB``, first time (training included) and after.
 
-    python benchmarks/main_command.py [--work FOLDER]
+python benchmarks/main_command.py [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ def main() -> None:
     env = {"AUTOCOMP_CACHE": str(work / "cache")}
     figures = {}
     for name in ("first", "second"):
-        summary, seconds, peak = autocomp(
-            "search", "--budget", "4MB", "--out", str(work / name), env=env
-        )
+        summary, seconds, peak = autocomp("search", "--budget", "4MB", "--out", str(work / name), env=env)
         best, float32 = summary["best"], summary["float32"]
         between = [r for r in summary["pareto"] if 1e6 <= r["file_bytes"] <= 12e6]
         figures[name] = {

@@ -1,6 +1,6 @@
 """Start-up: ``import autocomp`` and ``autocomp --help``, median of ten processes each.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

@@ -95,10 +95,10 @@ class RunFolder:
         """
         mine = settings.identity()
         with storage_errors(self.path):
-            if self.path.exists() and not self._identity.is_file() and any(self.path.iterdir()):
-                # a run killed before its first write leaves nothing but the lock
-                if {p.name for p in self.path.iterdir()} - {"cache"}:
-                    raise StorageError(f"{self.path} holds other files and no run; choose another folder with --out")
+            # a run killed before its first write leaves nothing but the lock in its cache
+            strange = self.path.exists() and any(p.name != "cache" for p in self.path.iterdir())
+            if strange and not self._identity.is_file():
+                raise StorageError(f"{self.path} holds other files and no run; choose another folder with --out")
             self.cache.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if fresh:

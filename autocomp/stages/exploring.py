@@ -51,14 +51,12 @@ class Explored:
 def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> int:
     """Evaluations in all that the study may hold: a run asked again under other limits gets its trials anew."""
     file = run.cache / "limits.json"
-    mine = {"limits": limits.to_json(), "started_at": 0}
+    mine = limits.to_json()
     known = json.loads(file.read_text()) if file.is_file() else None
-    if known is None or known["limits"] != mine["limits"]:
-        mine["started_at"] = finished
-        run.write_json(file, mine)
-    else:
-        mine = known
-    return int(mine["started_at"]) + trials
+    if known is not None and known["limits"] == mine:
+        return int(known["started_at"]) + trials
+    run.write_json(file, {"limits": mine, "started_at": finished})
+    return finished + trials
 
 
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
@@ -116,9 +114,7 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
         executor = make_executor(evaluator, workload)
         try:
             log = FailureLog(session.run, progress)
-            stats = run_search(
-                coordinator, executor, timeout_s=settings.timeout_s, progress=progress, on_outcome=log
-            )
+            stats = run_search(coordinator, executor, timeout_s=settings.timeout_s, progress=progress, on_outcome=log)
         finally:
             executor.close()
         records = [coordinator.records[n] for n in sorted(coordinator.records)]

@@ -106,7 +106,11 @@ def smallest_estimate(session: Session) -> int:
             layer = session.network.layers[name]
             axis = 1 if layer.kind.startswith("conv_transpose") else 0
             sizes = [
-                len(encode_tensor(quantize_weight(state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=axis)))
+                len(
+                    encode_tensor(
+                        quantize_weight(state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=axis)
+                    )
+                )
                 for s in coarsest
             ]
             total += min(sizes)

@@ -10,12 +10,11 @@ import torch
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
-from autocomp.core.outcome import Completed
+from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.evaluators.quality import Scored, judge
 from autocomp.finish import find_finish
-from autocomp.graph.simulate import simulated
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
@@ -30,10 +29,11 @@ def choose_finalists(rows: Sequence[Row], limits: Limits, count: int) -> list[Ro
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Finalist:
-    """A row and the network it describes."""
+    """A row and the network it describes; ``timing`` is its last measurement, float32 interleaved."""
 
     row: Row
     compressed: CompressedModel
+    timing: Measurement | None = None
 
 
 STEP_FACTORS = (1.0, 1.015, 1.03, 1.06)
@@ -93,9 +93,9 @@ def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> 
     after = found.compressed.replace(candidate=before.candidate)
     values = session.activation_values(before.candidate)
     symmetric = session.target.profile.placement.symmetric
-    module = simulated(session.network, after.replace(activations={}))
-    del module
-    quantizers = calibrate_activations(session.network, values, session.calibration, symmetric=symmetric)
+    quantizers = calibrate_activations(
+        session.network, values, session.calibration, symmetric=symmetric, compressed=after
+    )
     return after.replace(activations=quantizers)
 
 
@@ -108,7 +108,8 @@ def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
     if timing is not None:
         changes.update(latency_fields(*timing))
         changes["notes"] = (*row.notes, *engine_notes(evaluator, compressed, test.score))
-    return dataclasses.replace(finalist, row=dataclasses.replace(row, **changes))  # type: ignore[arg-type]
+    row = dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(finalist, row=row, timing=timing[0] if timing else None)
 
 
 def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_score: float) -> tuple[str, ...]:
@@ -142,11 +143,13 @@ class Answer:
         rows: every evaluated row, finalists in their final form, finished forms added.
         best: the answer, or None where nothing is feasible.
         compressed: the network of ``best``.
+        timing: its measurement.
     """
 
     rows: tuple[Row, ...]
     best: Row | None
     compressed: CompressedModel | None
+    timing: Measurement | None
 
 
 def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Answer:
@@ -166,9 +169,7 @@ def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Ans
     best: Finalist | None = None
     for finalist in sorted(finalists, key=lambda f: limits.rank(f.row)):
         scored = final_scores(evaluator, finalist)
-        scored = dataclasses.replace(
-            scored, row=dataclasses.replace(scored.row, feasible=limits.feasible(scored.row))
-        )
+        scored = dataclasses.replace(scored, row=dataclasses.replace(scored.row, feasible=limits.feasible(scored.row)))
         rows[scored.row.trial, scored.row.name] = scored.row
         if scored.row.feasible and (best is None or limits.rank(scored.row) < limits.rank(best.row)):
             best = scored
@@ -177,4 +178,5 @@ def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Ans
         rows=tuple(rows.values()),
         best=best.row if best else None,
         compressed=best.compressed if best else None,
+        timing=best.timing if best else None,
     )

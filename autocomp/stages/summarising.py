@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
+from autocomp.coding.container import read_artifact
 from autocomp.core.candidate import Candidate
+from autocomp.core.outcome import Measurement
 from autocomp.core.result import LayerReport
 from autocomp.core.row import Row
 from autocomp.core.steps import FLOAT
+from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
 
@@ -79,34 +82,27 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
 
 def coded_sizes(row: Row) -> dict[str, int]:
     """Bytes of each tensor in the row's file."""
-    from pathlib import Path
-
-    from autocomp.coding.container import read_artifact
-
     if row.file is None:
         return {}
     return {name: len(record) for name, record in read_artifact(Path(row.file)).records.items()}
 
 
-def speed_notes(best: Row, float32: Row, profile_title: str) -> tuple[str, ...]:
-    """Why the answer is not faster, where it is not."""
-    if best.latency_ms is None or float32.latency_ms is None:
+def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tuple[str, ...]:
+    """How the answer's latency compares with float32's, sample by sample in one run, and why it is not faster.
+
+    Args:
+        best: the answer.
+        timing: its measurement, with the float32 engine interleaved.
+        profile_title: the target, for people.
+    """
+    if timing is None or not timing.reference_s:
         return ("no latency was measured: the network could not be traced for export",)
-    ratio = best.latency_ms / float32.latency_ms
-    if ratio <= 1.0:
-        return ()
-    int8 = "quantize_activations" in best.techniques
-    why = (
-        "int8 kernels with their quantize and dequantize steps cost more than they save at this size"
-        if int8
-        else "the answer executes in float32: fewer bits in the file alone change no arithmetic"
-    )
-    return (f"smaller, not faster: {ratio:.2f} x the latency of float32 on {profile_title}: {why}",)
-
-
-def environment_json(environment: dict[str, Any]) -> dict[str, Any]:
-    """Plain values only."""
-    import json
-
-    plain: dict[str, Any] = json.loads(json.dumps(environment, default=str))
-    return plain
+    ratio, (low, high) = ratio_ci(timing.samples_s, timing.reference_s)
+    text = f"{ratio:.2f} x the latency of float32 [{low:.2f}, {high:.2f}], measured in turn on {profile_title}"
+    if high < 1.0:
+        return (text,)
+    if "quantize_activations" in best.techniques:
+        why = "int8 kernels with their quantize and dequantize steps cost as much as they save at this size"
+    else:
+        why = "it executes in float32, since fewer bits in the file change no arithmetic"
+    return (f"smaller, not faster: {text}: {why}",)

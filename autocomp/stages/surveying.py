@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from autocomp.core.progress import Progress
+from autocomp.planner.plan import reachable
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import Session
 from autocomp.stages.limits import unreachable_budget
-from autocomp.planner.plan import reachable
 from autocomp.survey.survey import survey
 
 

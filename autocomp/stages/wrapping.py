@@ -12,7 +12,7 @@ import torch
 from autocomp.coding.container import read_artifact
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.progress import Progress
-from autocomp.core.result import RunSummary
+from autocomp.core.result import LayerReport, RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.environment import environment
@@ -65,26 +65,22 @@ def keep_front_files(run: RunFolder, rows: tuple[Row, ...], front: list[Row]) ->
     return kept
 
 
-def wrap_up(
-    evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clock, progress: Progress
-) -> RunSummary:
+def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clock, progress: Progress) -> RunSummary:
     """Files, summary and report of the run."""
     session, run = evaluator.session, evaluator.session.run
     progress.stage("report", total=3)
     best = answer.best
     notes = list(explored.notes)
-    layers: tuple[object, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
     with clock("pack"):
         if best is not None and answer.compressed is not None:
             best = pack(evaluator, answer.compressed, best, run)
-            placement = session.target.profile.placement
-            executes = {}
+            executes: dict[str, str] = {}
             if session.network.graph is not None:
                 asked = set(session.int8_layers(answer.compressed.candidate))
                 executes = evaluator.exporter.executes(answer.compressed, asked)
-            del placement
             layers = layer_table(evaluator, best, executes)
-            extra = speed_notes(best, explored.float32, session.target.profile.title)
+            extra = speed_notes(best, answer.timing, session.target.profile.title)
             best = dataclasses.replace(best, notes=(*best.notes, *extra))
         front = front_of(answer.rows)
         files = keep_front_files(run, answer.rows, front)
@@ -114,7 +110,7 @@ def wrap_up(
         versions=versions(),
         settings=session.settings.to_json(),
         environment=environment(),
-        layers=layers,  # type: ignore[arg-type]
+        layers=layers,
         skipped=tuple((s.name, s.reason) for s in session.network.skipped),
         notes=tuple(notes),
         nearest={} if best is not None else explored.limits.nearest(answer.rows),

@@ -18,9 +18,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     import torch
     from safetensors.torch import save_file
     from sklearn.datasets import load_digits
-    from torch.nn import functional as F
-
     from tiny_net import TinyNet
+    from torch.nn import functional as F
 
     folder = tmp_path_factory.mktemp("tiny")
     digits = load_digits()

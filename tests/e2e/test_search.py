@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,9 +76,7 @@ def test_verify_holds_on_the_run_and_on_the_file(finished: tuple[Path, dict[str,
 def test_verify_notices_a_file_that_is_not_the_claimed_one(
     finished: tuple[Path, dict[str, Any]], autocomp: Run, tmp_path: Path
 ) -> None:
-    import shutil
-
-    out, summary = finished
+    out, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     text = (copy / "summary.json").read_text().replace(str(out), str(copy))
@@ -131,8 +130,9 @@ def test_export(finished: tuple[Path, dict[str, Any]], autocomp: Run, tmp_path: 
 
         assert "head.weight" in load_file(target)
     else:
-        import autocomp as package
         from tiny_net import TinyNet
+
+        import autocomp as package
 
         package.load(target, into=TinyNet())
 
