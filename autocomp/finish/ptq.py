@@ -25,10 +25,10 @@ from autocomp.errors import DataError
 from autocomp.finish import Finished, LayerFit
 from autocomp.finish._fit import Problem
 from autocomp.finish._walk import GraphWalk, HookWalk, Walk, live_bytes
-from autocomp.transforms.compensate import compensated
+from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import Grid
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
-from autocomp.transforms.quantize import QuantizeWeights, make_grid
+from autocomp.transforms.quantize import QuantizeWeights, column_importance, make_grid
 from autocomp.transforms.statistics import FloatStatistics
 
 SAMPLES = 1 << 16
@@ -129,7 +129,7 @@ def _encode(
     problem: Problem,
     step_factor: float,
 ) -> Encoding:
-    """``wanted`` [groups, rows, n] on the grid that the candidate has for this layer."""
+    """``wanted`` [groups, rows, n] on the grid that the candidate has for this layer, always compensated."""
     axis = channel_axis(module)
     old = compressed.tensors[layer.weight]
     values = weight_from_rows(wanted, layer.weight_shape, axis)
@@ -137,7 +137,7 @@ def _encode(
     if isinstance(old, FloatTensor) or not isinstance(config, QuantizeWeights):
         wide = isinstance(old, FloatTensor) and old.width == 32
         return FloatTensor(values=values) if wide else FloatTensor.half(values)
-    grid = _grid(network, layer, config, values, axis, step_factor)
+    grid = _grid(network, layer, config, values, problem.hessian, axis, step_factor)
     groups, rows = wanted.shape[:2]
 
     def by_row(numbers: Tensor) -> Tensor:
@@ -145,13 +145,9 @@ def _encode(
             return numbers.reshape(groups, rows)
         return numbers.expand(groups, rows)
 
-    if config.rounding == "compensated":
-        hessian = problem.hessian if layer.bias is None else problem.hessian.centred()
-        low, high = torch.tensor([[float(grid.low)]]), torch.tensor([[float(grid.high)]])
-        symbols = compensated(wanted, hessian, by_row(grid.scale), by_row(grid.zeros()), low, high)
-    else:
-        scale, zero = by_row(grid.scale)[:, :, None], by_row(grid.zeros())[:, :, None]
-        symbols = (wanted / scale + zero).round_().clamp_(grid.low, grid.high)
+    hessian = problem.hessian if layer.bias is None else problem.hessian.centred()
+    low, high = torch.tensor([[float(grid.low)]]), torch.tensor([[float(grid.high)]])
+    symbols = compensated(wanted, hessian, by_row(grid.scale), by_row(grid.zeros()), low, high)
     stored = grid.expanded(old.scale.numel()) if grid.scale.numel() == 1 else grid
     return QuantizedTensor(
         symbols=weight_from_rows(symbols, layer.weight_shape, axis).to(torch.int16),
@@ -163,13 +159,20 @@ def _encode(
 
 
 def _grid(
-    network: Network, layer: Layer, config: QuantizeWeights, wanted: Tensor, axis: int, step_factor: float
+    network: Network,
+    layer: Layer,
+    config: QuantizeWeights,
+    wanted: Tensor,
+    hessian: Hessian,
+    axis: int,
+    step_factor: float,
 ) -> Grid:
     """Step grids from the float weight, so that their scale is the candidate's; others for the fitted weight."""
     source = wanted
     if config.step is not None:
         source = network.module.get_parameter(layer.weight).detach()
-    grid = make_grid(source.transpose(0, axis).reshape(source.shape[axis], -1), config)
+    channels = source.transpose(0, axis).reshape(source.shape[axis], -1)
+    grid = make_grid(channels, config, column_importance(hessian, channels, axis))
     if config.step is None or step_factor == 1.0:
         return grid
     return Grid(scale=round_half(grid.scale * step_factor), zero=grid.zero, low=grid.low, high=grid.high)

@@ -165,7 +165,7 @@ def quantize_many(
     if not bool(torch.isfinite(weight).all()):
         raise DataError("weights are not finite (NaN or infinity); mend the checkpoint")
     channels = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
-    importance = None if hessian is None else _importance(hessian, channels, axis)
+    importance = None if hessian is None else column_importance(hessian, channels, axis)
     made: list[QuantizedTensor | FloatTensor | None] = [None] * len(configs)
     waiting: list[tuple[int, Grid]] = []
     for i, config in enumerate(configs):
@@ -204,7 +204,7 @@ def make_grid(channels: Tensor, config: QuantizeWeights, importance: Tensor | No
     )
 
 
-def _importance(hessian: Hessian, channels: Tensor, axis: int) -> Tensor:
+def column_importance(hessian: Hessian, channels: Tensor, axis: int) -> Tensor:
     """E[x²] of the input that each weight meets, [channels, n]."""
     diagonal = hessian.diagonal()
     if axis == 0:
