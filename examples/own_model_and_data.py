@@ -18,7 +18,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class SmallNet(nn.Module):
-    """A plain CNN for 1 x 8 x 8 images: 150,000 parameters, 0.6 MB as float32."""
+    """A plain CNN for 1 x 8 x 8 images: 129,000 parameters, 0.5 MB as float32."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
