@@ -97,6 +97,8 @@ def _plotly() -> str:
 def command(summary: RunSummary) -> str:
     """The command line that asks for the same again, from the settings that differ from the defaults."""
     given, usual = summary.settings, Settings().to_json()
+    if str(given.get("model", "")).startswith("<"):
+        return _call(summary)
     words = ["autocomp", "search"]
     if given.get("model", usual["model"]) != usual["model"]:
         words.append(str(given["model"]))
@@ -108,6 +110,21 @@ def command(summary: RunSummary) -> str:
     for name in FLAGS:
         words += _flag(name, given, usual)
     return shlex.join(words)
+
+
+def _call(summary: RunSummary) -> str:
+    """The call of :func:`autocomp.search`, where the network was a Python object."""
+    usual = Settings().to_json()
+    given = {k: v for k, v in summary.settings.items() if k in (*LIMITS, *FLAGS) and k != "data"}
+    words = ["model", "data"]
+    if summary.budget_bytes is not None:
+        words.append(f"budget={(summary.settings.get('budget_text') or summary.budget_bytes)!r}")
+    for name, value in given.items():
+        if value is not None and name in LIMITS:
+            words.append(f"{name.removesuffix('_s').replace('_bytes', '_size')}={_limit(name, value)!r}")
+        elif name in FLAGS and _flag(name, given, usual):
+            words.append(f"{name}={(','.join(map(str, value)) if isinstance(value, list | tuple) else value)!r}")
+    return f"autocomp.search({', '.join(words)})"
 
 
 def _limit(name: str, value: float) -> str:

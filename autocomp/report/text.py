@@ -112,7 +112,7 @@ def _cells(row: Row, summary: RunSummary) -> list[str]:
     return [
         _plain(cell)
         for cell in (
-            row.name,
+            f"best ({row.name})" if row is summary.best and row.name != "best" else row.name,
             fmt.size(row.file_bytes),
             fmt.times(summary.float32.file_bytes, row.file_bytes),
             fmt.score(shown, summary.metric),

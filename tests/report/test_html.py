@@ -211,6 +211,14 @@ def test_command_repeats_the_request(summary: RunSummary) -> None:
     )
 
 
+def test_call_is_shown_where_the_network_was_an_object(summary: RunSummary) -> None:
+    settings = {**summary.settings, "model": "<object>", "data": "<object>", "max_latency_s": 0.002, "preset": "quick"}
+    command = html.command(dataclasses.replace(summary, settings=settings | {"batch_size": [1, 8]}))
+    assert command.startswith("autocomp.search(model, data, budget='4MB', ")
+    for part in ("max_latency='2ms'", "max_drop='1%'", "preset='quick'", "batch_size='1,8'"):
+        assert part in command
+
+
 def test_accessible(page: Page) -> None:
     tags = [t for t, _ in page.tags]
     assert tags.count("h1") == tags.count("main") == 1
