@@ -31,7 +31,7 @@ from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_r
 from autocomp.transforms.quantize import QuantizeWeights, column_importance, make_grid
 from autocomp.transforms.statistics import FloatStatistics
 
-SAMPLES = 1 << 16
+SAMPLES = 1 << 15
 """Input vectors a layer is fitted on: far more than its columns, far fewer than all positions of all images."""
 
 _WALK_BYTES = 3 << 29  # 1.5 GiB of activations

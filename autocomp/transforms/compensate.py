@@ -232,7 +232,8 @@ def compensated(
         hessian: of the layer's inputs.
         scale, zero, low, high: the grid of each row, broadcastable to [groups, rows]; float32.
         damping: see :func:`feedback`.
-        by_activation: round the columns with the largest inputs first (GPTQ's "act-order").
+        by_activation: round the columns with the largest inputs first (GPTQ's "act-order"); off, because on
+            ResNet-20 it changed the KL by no more than the noise at 40, 47, 56 and 69 KB.
 
     Returns:
         float32 integers [groups, rows, n].
