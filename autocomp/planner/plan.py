@@ -80,7 +80,8 @@ def solve(prices: PriceTable, budget_bytes: int, *, execution: str = "float32", 
     usable = [_usable(prices, unit, execution) for unit in prices.storage]
     costs = [p.bytes[u].astype(np.int64) for p, u in zip(storage, usable, strict=True)]
     loss = [p.kl[u].astype(np.float64) for p, u in zip(storage, usable, strict=True)]
-    room = budget_bytes - prices.fixed_bytes
+    quantizers = sum(int(p.bytes.max()) for p in prices.execution.values()) if execution == "int8" else 0
+    room = budget_bytes - prices.fixed_bytes - quantizers
     picks = allocate(costs, loss, room)
     chosen = [int(u[p]) for u, p in zip(usable, picks, strict=True)]
     candidate = Candidate(

@@ -10,6 +10,7 @@ they are.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from dataclasses import dataclass, field
 
@@ -22,6 +23,11 @@ from autocomp.core.steps import FLOAT, Choice
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+CROSS_WEIGHT = 0.25
+"""Part of the cross terms that :func:`refine` believes. Minimising over them picks those that the few
+calibration images make too negative. ResNet-20, 256 images, KL on 2,000 other images at 102, 85 and 68 KB, one
+seed: none .0069 / .0148 / .0334, a quarter .0064 / .0147 / .0328, all .0065 / .0166 / .0359."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +77,13 @@ class Surrogate:
         deltas = np.concatenate([np.zeros((0, width), np.float32), *(p.delta for _, p in tables)])
         self.gram: FloatArray = (deltas @ deltas.T).astype(np.float64)
         self.fixed_bytes = prices.fixed_bytes
+
+    def shrunk(self, cross: float) -> Surrogate:
+        """This surrogate with the terms between different variables multiplied by ``cross``."""
+        out = copy.copy(self)
+        between = self.owner[:, None] != self.owner[None, :]
+        out.gram = np.where(between, cross * self.gram, self.gram)
+        return out
 
     def items(self, candidate: Candidate) -> IntArray:
         """int64 [variables]: the item each variable has in ``candidate``; KeyError where never priced."""
@@ -193,21 +206,23 @@ def refine(
     budget: int,
     *,
     allowed: NDArray[np.bool_] | None = None,
+    cross: float = CROSS_WEIGHT,
     rounds: int = 200,
 ) -> IntArray:
-    """Steepest descent on ½‖Σu‖² by exchanges of one and two variables, within the budget.
+    """Steepest descent on the predicted KL by exchanges of one and two variables, within the budget.
 
     Args:
         prices: the table.
         items: int64 [variables], a start as :meth:`Surrogate.items` gives it, within the budget.
         budget: largest predicted file size, bytes.
         allowed: bool [items], what may be chosen; default everything.
+        cross: weight of the cross terms, 1 for ½‖Σu‖² as it was measured.
         rounds: at most so many exchanges.
 
     Returns:
         int64 [variables]: a point that no allowed exchange of one or two variables improves.
     """
-    table = surrogate(prices)
+    table = surrogate(prices).shrunk(cross)
     items = items.copy()
     free = np.ones(len(table.owner), dtype=bool) if allowed is None else allowed
     for _ in range(rounds):

@@ -9,6 +9,7 @@ from autocomp.core.candidate import Candidate
 from autocomp.core.steps import Choice
 from autocomp.errors import InfeasibleError
 from autocomp.planner.plan import integer_weights, plan, reachable, smallest, solve
+from autocomp.planner.quadratic import CROSS_WEIGHT, surrogate
 from tests.planner.tables import make
 
 
@@ -29,7 +30,10 @@ def test_solutions_keep_the_budget_and_the_bound(execution: str) -> None:
         assert found.kl == pytest.approx(prices.predicted_kl(found.candidate), rel=1e-4, abs=1e-12)
         assert found.additive_kl >= found.bound - 1e-12
         plain = solve(prices, budget, execution=execution, cross=False)
-        assert found.kl <= plain.kl + 1e-12
+        assert plain.file_bytes <= budget
+        shrunk = surrogate(prices).shrunk(CROSS_WEIGHT)
+        losses = [shrunk.loss(shrunk.items(c)) for c in (found.candidate, plain.candidate)]
+        assert losses[0] <= losses[1] + 1e-12
         for choice in found.candidate.values():
             assert (choice.get("activations") is not None) == (execution == "int8")
             assert execution == "float32" or integer_weights(choice)

@@ -165,7 +165,7 @@ def test_refine_keeps_the_budget_and_never_worsens(seed: int) -> None:
     table = surrogate(prices)
     start = table.first[:-1] + rng.integers(0, 4, 5)
     budget = table.file_bytes(start) + int(rng.integers(0, 300))
-    found = refine(prices, start, budget)
+    found = refine(prices, start, budget, cross=1.0)
     assert table.file_bytes(found) <= budget
     assert table.loss(found) <= table.loss(start) + 1e-9
     for unit in range(5):  # no single change inside the budget is better
