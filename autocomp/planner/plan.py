@@ -80,8 +80,7 @@ def solve(prices: PriceTable, budget_bytes: int, *, execution: str = "float32", 
     usable = [_usable(prices, unit, execution) for unit in prices.storage]
     costs = [p.bytes[u].astype(np.int64) for p, u in zip(storage, usable, strict=True)]
     loss = [p.kl[u].astype(np.float64) for p, u in zip(storage, usable, strict=True)]
-    quantizers = sum(int(p.bytes.max()) for p in prices.execution.values()) if execution == "int8" else 0
-    room = budget_bytes - prices.fixed_bytes - quantizers
+    room = budget_bytes - prices.fixed_bytes - _quantizer_bytes(prices, execution)
     picks = allocate(costs, loss, room)
     chosen = [int(u[p]) for u, p in zip(usable, picks, strict=True)]
     candidate = Candidate(
@@ -98,6 +97,11 @@ def solve(prices: PriceTable, budget_bytes: int, *, execution: str = "float32", 
         additive_kl=additive,
         bound=lagrangian_sweep(costs, loss).bound(room),
     )
+
+
+def _quantizer_bytes(prices: PriceTable, execution: str) -> int:
+    """What the file says about activations where every unit that may executes in int8."""
+    return sum(int(p.bytes.max()) for p in prices.execution.values()) if execution == "int8" else 0
 
 
 def _usable(prices: PriceTable, unit: str, execution: str) -> IntArray:
@@ -189,7 +193,7 @@ def _wishes(
     yield from (lambda b=bits: _uniform(prices, b, executions[0]) for bits in (8, 4))
     if budget_bytes is not None:
         yield from (at(budget_bytes * s, executions[0]) for s in BUDGET_STEPS[1:])
-    low, high = reachable(prices)[0], _largest_quantized(prices)
+    low, high = reachable(prices)[0] + _quantizer_bytes(prices, executions[0]), _largest_quantized(prices)
     rungs = max(4, count)
     for rung in _coarse_first(rungs):
         yield at(low * (high / low) ** (rung / (rungs - 1)) + 1, executions[0])
