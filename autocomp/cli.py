@@ -148,9 +148,10 @@ def search(
         else:
             terminal.print_rich(text.summary_table(summary))
         if summary.best is None:
-            from autocomp.report.format import answer
+            if json:  # else the table has said it
+                from autocomp.report.format import answer
 
-            terminal.complain(answer(summary))
+                terminal.complain(answer(summary))
             return 3
     return 0
 

@@ -52,8 +52,6 @@ def pack(workload: Workload, network: Network, compressed: CompressedModel, code
     return pack_artifact(manifest(workload, network, compressed), coded)
 
 
-def save(
-    path: Path, workload: Workload, network: Network, compressed: CompressedModel, coded: dict[str, bytes]
-) -> int:
+def save(path: Path, workload: Workload, network: Network, compressed: CompressedModel, coded: dict[str, bytes]) -> int:
     """Write the file atomically; returns ``os.stat(path).st_size``."""
     return write_artifact(path, manifest(workload, network, compressed), coded)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autocomp import __version__
 from autocomp.coding.container import read_artifact
 from autocomp.core.candidate import Candidate
 from autocomp.core.outcome import Measurement
@@ -18,12 +19,12 @@ from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
 
-PACKAGES = ("autocomp", "torch", "numpy", "optuna", "constriction", "onnx", "onnxscript", "onnxruntime", "scikit-learn")
+PACKAGES = ("torch", "numpy", "optuna", "constriction", "onnx", "onnxscript", "onnxruntime", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the result."""
-    out = {}
+    out = {"autocomp": __version__}
     for name in PACKAGES:
         try:
             out[name] = version(name)

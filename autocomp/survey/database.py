@@ -29,7 +29,7 @@ from autocomp.core.steps import Choice
 from autocomp.errors import CorruptFileError
 
 MAGIC = b"ACUNIT01"
-_CACHED_BYTES = 1 << 28  # decoded tensors kept at most, 256 MiB
+_CACHED_BYTES = 1 << 29  # decoded tensors kept at most, 512 MiB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,15 +13,7 @@ from typing import Any
 import torch
 
 from autocomp.core.progress import Progress
-
-
-def folder() -> Path:
-    """``AUTOCOMP_CACHE``, else ``XDG_CACHE_HOME``/autocomp, else ``~/.cache/autocomp``."""
-    own = os.environ.get("AUTOCOMP_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "autocomp"
+from autocomp.environment import cache_folder
 
 
 def cached(
@@ -32,7 +24,7 @@ def cached(
     A damaged file is made again, with a note; a folder that cannot be written costs a note, no error.
     """
     text = json.dumps(key, sort_keys=True, separators=(",", ":"))
-    path = folder() / "weights" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_folder() / "weights" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         state = _read(path)
         if state is not None:

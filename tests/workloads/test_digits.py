@@ -138,14 +138,6 @@ def test_a_cache_that_cannot_be_written_costs_a_note(cache: Path) -> None:
     assert "AUTOCOMP_CACHE" in notes.notes[0]
 
 
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AUTOCOMP_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert weight_cache.folder() == Path("/somewhere/autocomp")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert weight_cache.folder() == Path.home() / ".cache" / "autocomp"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])
 def test_trained_networks_reach_97_percent(cache: Path, name: str) -> None:
