@@ -15,6 +15,7 @@ from autocomp.core.outcome import Measurement
 from autocomp.core.result import LayerReport
 from autocomp.core.row import Row
 from autocomp.core.steps import FLOAT
+from autocomp.core.workload import Metric
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
@@ -107,3 +108,25 @@ def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tu
     else:
         why = "it executes in float32, since fewer bits in the file change no arithmetic"
     return (f"smaller, not faster: {text}: {why}",)
+
+
+def faster_note(best: Row, rows: Sequence[Row], metric: Metric) -> tuple[str, ...]:
+    """A feasible row with at least the answer's search score and clearly less latency, and how to ask for it."""
+    if best.latency_ms is None:
+        return ()
+    good = [
+        r
+        for r in rows
+        if r.feasible
+        and r.latency_ms is not None
+        and r.latency_ms < 0.9 * best.latency_ms
+        and metric.drop(best.score_search, r.score_search) <= 0
+    ]
+    if not good:
+        return ()
+    pick = min(good, key=lambda r: (r.kl_search, r.file_bytes))
+    limit = f"{(pick.latency_ms or 0.0) * 1.05:.3g}ms"
+    return (
+        f"{pick.name} has the same search score in {pick.latency_ms:.3g} ms and {pick.file_bytes:,} bytes "
+        f"(KL {pick.kl_search:.2g} nats against {best.kl_search:.2g}): --max-latency {limit} asks for such a row",
+    )

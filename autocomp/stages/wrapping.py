@@ -22,7 +22,7 @@ from autocomp.search.evaluator import Evaluator
 from autocomp.stages.clock import Clock
 from autocomp.stages.exploring import Explored
 from autocomp.stages.recovering import Answer
-from autocomp.stages.summarising import front_of, layer_table, speed_notes, versions
+from autocomp.stages.summarising import faster_note, front_of, layer_table, speed_notes, versions
 
 
 def pack(evaluator: Evaluator, compressed: CompressedModel, best: Row, run: RunFolder) -> Row:
@@ -81,7 +81,8 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
                 executes = evaluator.exporter.executes(answer.compressed, asked)
             layers = layer_table(evaluator, best, executes)
             extra = speed_notes(best, answer.timing, session.target.profile.title)
-            best = dataclasses.replace(best, notes=(*best.notes, *extra))
+            hint = faster_note(best, answer.rows, session.workload.metric)
+            best = dataclasses.replace(best, notes=(*best.notes, *extra, *hint))
         front = front_of(answer.rows)
         files = keep_front_files(run, answer.rows, front)
         rows = tuple(dataclasses.replace(r, file=files.get((r.trial, r.name))) for r in answer.rows)

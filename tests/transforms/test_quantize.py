@@ -144,26 +144,32 @@ def test_sixteen_bits_are_float_values() -> None:
     ids=str,
 )
 def test_compensated_output_error_is_below_nearest(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(4)
-    inputs = torch.randn(16, *shape)
-    inputs = inputs + inputs.roll(1, dims=-1) + 0.5  # neighbours are alike, as in images
-    hessian = Hessian.of(layer, [inputs])
     axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    weight = layer.weight.detach()
+    configs = [QuantizeWeights(bits=3), QuantizeWeights(step=0.9), QuantizeWeights(bits=4, symmetric=False)]
+    better, worse = [0.0] * len(configs), [0.0] * len(configs)
 
-    def output_error(encoding: QuantizedTensor) -> float:
+    def output_error(encoding: QuantizedTensor, inputs: torch.Tensor) -> float:
         with torch.no_grad():
             expected = layer(inputs)
             found = torch.func.functional_call(layer, {"weight": encoding.decode()}, (inputs,))
         return float((found - expected).square().mean())
 
-    configs = [QuantizeWeights(bits=3), QuantizeWeights(step=0.9), QuantizeWeights(bits=4, symmetric=False)]
-    for better in configs:
-        worse = dataclasses.replace(better, rounding="nearest")
-        made = quantized(weight, better, hessian=hessian, axis=axis)
-        assert made.symbols.shape == weight.shape
-        assert made.scale.shape == (weight.shape[axis],)
-        assert output_error(made) <= output_error(quantized(weight, worse, hessian=hessian, axis=axis))
+    # column by column is greedy: on one layer of a few columns it may lose, on a few draws together it must not
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layer.reset_parameters()
+        inputs = torch.randn(16, *shape)
+        inputs = inputs + inputs.roll(1, dims=-1) + 0.5  # neighbours are alike, as in images
+        hessian = Hessian.of(layer, [inputs])
+        weight = layer.weight.detach()
+        for i, config in enumerate(configs):
+            nearest = dataclasses.replace(config, rounding="nearest")
+            made = quantized(weight, config, hessian=hessian, axis=axis)
+            assert made.symbols.shape == weight.shape
+            assert made.scale.shape == (weight.shape[axis],)
+            better[i] += output_error(made, inputs)
+            worse[i] += output_error(quantized(weight, nearest, hessian=hessian, axis=axis), inputs)
+    assert all(b < w for b, w in zip(better, worse, strict=True))
 
 
 def test_many_equals_one_by_one() -> None:
