@@ -89,11 +89,13 @@ class RunFolder:
     def open(self, settings: Settings, *, fresh: bool = False) -> RunFolder:
         """Create or resume; refuse a folder that holds another model, space, ... or something else.
 
+        A new folder is nobody's until :meth:`check_identity`, called once model and data could be loaded: a
+        misspelt path does not claim it.
+
         Args:
             settings: their ``identity()`` must equal the one the folder was made with.
             fresh: start over: what an earlier run left here is removed.
         """
-        mine = settings.identity()
         with storage_errors(self.path):
             # a run killed before its first write leaves nothing but the lock in its cache
             strange = self.path.exists() and any(p.name != "cache" for p in self.path.iterdir())
@@ -104,18 +106,16 @@ class RunFolder:
             if fresh:
                 self._clear()
             if self._identity.is_file():
-                self.check_identity(mine)
-            else:
-                write_atomic(self._identity, json.dumps(mine, indent=1, sort_keys=True).encode())
+                self.check_identity(settings.identity())
         return self
 
     def check_identity(self, mine: dict[str, Any]) -> None:
-        """Refuse where the folder belongs to another run; facts it does not know yet are added.
+        """Refuse where the folder belongs to another run; claim it, or add facts it does not know yet.
 
         Raises:
             StorageError: naming the setting that differs.
         """
-        theirs = json.loads(self._identity.read_text())
+        theirs = json.loads(self._identity.read_text()) if self._identity.is_file() else {}
         for key, value in mine.items():
             if key in theirs and theirs[key] != json.loads(json.dumps(value)):
                 self.close()

@@ -76,7 +76,7 @@ def open_run(settings: Settings, run: RunFolder, workload: Workload | None, prog
     session = open_session(settings, run, workload=workload, progress=progress)
     settings = resolve_budget(settings, session.workload.float32_bytes(), progress)
     session = dataclasses.replace(session, settings=settings)
-    run.check_identity({"fingerprint": session.workload.fingerprint})
+    run.check_identity({**settings.identity(), "fingerprint": session.workload.fingerprint})
     run.write_json(run.cache / "settings.json", settings.to_json())
     run.write_json(run.environment, environment())
     with storage_errors(run.path):

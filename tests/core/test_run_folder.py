@@ -20,9 +20,21 @@ def settings(out: Path, **changes: object) -> Settings:
     return dataclasses.replace(Settings(out=out), **changes)
 
 
+def claimed(out: Path) -> RunFolder:
+    run = RunFolder(out).open(settings(out))
+    run.check_identity(settings(out).identity())
+    return run
+
+
+def test_a_folder_is_nobody_s_until_it_is_claimed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    RunFolder(out).open(settings(out, data="npz:misspelt")).close()
+    RunFolder(out).open(settings(out, data="npz:right")).close()
+
+
 def test_same_settings_open_again_and_another_model_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    RunFolder(out).open(settings(out)).close()
+    claimed(out).close()
     RunFolder(out).open(settings(out, trials=7, budget_bytes=1)).close()
     with pytest.raises(StorageError, match=r"belongs to a run with model = 'resnet18', not 'resnet20'.*--fresh"):
         RunFolder(out).open(settings(out, model="resnet20"))
@@ -30,7 +42,7 @@ def test_same_settings_open_again_and_another_model_is_refused(tmp_path: Path) -
 
 def test_fresh_removes_what_was_there_and_takes_another_model(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = RunFolder(out).open(settings(out))
+    run = claimed(out)
     run.summary.write_text("{}")
     run.candidates.mkdir()
     (run.cache / "prices").write_text("x")
@@ -68,7 +80,7 @@ def test_two_processes_cannot_drive_one_run(tmp_path: Path) -> None:
 
 
 def test_what_is_known_later_is_added_and_then_held(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run").open(settings(tmp_path / "run"))
+    run = claimed(tmp_path / "run")
     run.check_identity({"fingerprint": "a"})
     run.check_identity({"fingerprint": "a"})
     with pytest.raises(StorageError, match="fingerprint = 'a', not 'b'"):
