@@ -35,7 +35,7 @@ class StepConfig:
 
     def label(self) -> str:
         """Short text for tables, unique within its axis ("4b", "k0.5", "int8")."""
-        raise NotImplementedError
+        return self.kind
 
     def to_json(self) -> dict[str, Any]:
         """Canonical JSON object: ``kind`` and the fields that differ from their defaults."""
