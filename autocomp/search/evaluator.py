@@ -176,7 +176,22 @@ class Evaluator:
             latency=timing[0] if timing else None,
             engine_bytes=timing[1] if timing else None,
             seconds=seconds,
+            notes=self.execution_notes(compressed, timing[0] if timing else None),
         )
+
+    def execution_notes(self, compressed: CompressedModel, timing: Measurement | None) -> tuple[str, ...]:
+        """Layers that were asked to run in int8 and do not, in the export or in the built engine."""
+        asked = self.session.int8_layers(compressed.candidate)
+        if timing is None or not asked:
+            return ()
+        layers = self.session.network.layers
+        exported = self.exporter.executes(compressed, set(asked))
+        built = timing.conditions.get("layer_precisions", {})
+        floats = [n for n in asked if exported[n] != "int8" or built.get(layers[n].weight, "int8") != "int8"]
+        if not floats:
+            return ()
+        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
+        return (f"requested int8, runs float32: {', '.join(floats[:3])}{more}",)
 
     def path_of(self, candidate: Candidate) -> Path:
         """Where an evaluated candidate's file lies until the front is known."""

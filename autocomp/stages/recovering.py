@@ -14,6 +14,7 @@ from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.evaluators.quality import Scored, judge
+from autocomp.evaluators.statistics import ratio_ci
 from autocomp.finish import find_finish
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.exploring import Explored
@@ -120,7 +121,8 @@ def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
     timing = evaluator.latency(compressed, fresh=True)
     if timing is not None:
         changes.update(latency_fields(*timing))
-        changes["notes"] = (*row.notes, *engine_notes(evaluator, compressed, test.score))
+        notes = (*engine_notes(evaluator, compressed, test.score), *batch_notes(evaluator, compressed))
+        changes["notes"] = (*row.notes, *notes)
     row = dataclasses.replace(row, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(finalist, row=row, timing=timing[0] if timing else None)
 
@@ -146,6 +148,20 @@ def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_sc
         f"(simulation {simulated_score:.4f})"
     )
     return (text,)
+
+
+def batch_notes(evaluator: Evaluator, compressed: CompressedModel) -> tuple[str, ...]:
+    """Latency at the further batch sizes that were asked for, beside float32 measured in turn."""
+    notes = []
+    for batch in evaluator.session.settings.batch_size[1:]:
+        timing = evaluator.latency(compressed, batch)
+        if timing is not None:
+            ratio, (low, high) = ratio_ci(timing[0].samples_s, timing[0].reference_s)
+            notes.append(
+                f"batch {batch}: {timing[0].median_s() * 1e3:.3g} ms, "
+                f"{ratio:.2f} x float32's latency [{low:.2f}, {high:.2f}]"
+            )
+    return tuple(notes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

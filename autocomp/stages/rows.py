@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from autocomp.core.candidate import Candidate
 from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.row import Row
@@ -48,7 +50,7 @@ def make_row(
         **latency_fields(done.latency, done.engine_bytes),
     }
     row = Row.from_json(fields)
-    return Row.from_json({**row.to_json(), "feasible": limits.feasible(row)})
+    return dataclasses.replace(row, feasible=limits.feasible(row))
 
 
 def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
@@ -61,5 +63,10 @@ def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
         latency=timing[0] if timing else None,
         engine_bytes=timing[1] if timing else None,
     )
-    row = make_row("float32", Candidate({}), done, limits)
-    return Row.from_json({**row.to_json(), "candidate": ""})
+    test, metric = evaluator.test_reference, limits.metric
+    return dataclasses.replace(
+        make_row("float32", Candidate({}), done, limits),
+        candidate="",
+        score_test=metric.compute(test.outputs, test.targets, test.outputs),
+        score_test_ci95=metric.interval(test.outputs, test.targets, test.outputs) if metric.interval else None,
+    )

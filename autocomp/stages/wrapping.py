@@ -99,7 +99,7 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
             "direction": session.workload.metric.direction,
             "unit": session.workload.metric.unit,
         },
-        float32=final_float32(evaluator, explored.float32),
+        float32=explored.float32,
         best=best,
         baselines=explored.baselines,
         pareto=tuple(front_of(rows)),
@@ -122,12 +122,3 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
         write_report(summary, run.path)
     progress.advance()
     return summary
-
-
-def final_float32(evaluator: Evaluator, row: Row) -> Row:
-    """The float32 row with its score on the test split."""
-    workload, scored = evaluator.session.workload, evaluator.test_reference
-    metric = workload.metric
-    score = metric.compute(scored.outputs, scored.targets, scored.outputs)
-    span = metric.interval(scored.outputs, scored.targets, scored.outputs) if metric.interval else None
-    return dataclasses.replace(row, score_test=score, score_test_ci95=span)
