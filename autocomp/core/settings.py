@@ -26,7 +26,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(trials=32, calibration=256, sensitivity=128, finalists=1),
-    "default": Preset(trials=60, calibration=512, sensitivity=128, finalists=2),
+    "default": Preset(trials=48, calibration=512, sensitivity=128, finalists=2),
     "extensive": Preset(trials=400, calibration=1024, sensitivity=512, finalists=8),
 }
 

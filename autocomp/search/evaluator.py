@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
@@ -56,8 +58,13 @@ class Evaluator:
 
     @cached_property
     def float_statistics(self) -> FloatStatistics:
-        """Output statistics of the float32 network on the calibration images."""
-        return FloatStatistics.of(self.session.network, self.session.calibration)
+        """Output statistics of the float32 network on the images that candidates are restored on."""
+        return FloatStatistics.of(self.session.network, self.restoring)
+
+    @property
+    def restoring(self) -> Sequence[torch.Tensor]:
+        """The first batch of the calibration images: statistics need fewer than Hessians, and every trial pays."""
+        return self.session.calibration[:1]
 
     @cached_property
     def exporter(self) -> OnnxExporter:
@@ -96,7 +103,7 @@ class Evaluator:
         """The candidate's tensors and quantizers, statistics re-estimated on the calibration images."""
         network = self.session.network
         compressed = stitch(network, candidate, self._lookup)
-        compressed = restore_statistics(network, compressed, self.session.calibration, self.float_statistics)
+        compressed = restore_statistics(network, compressed, self.restoring, self.float_statistics)
         values = self.session.activation_values(candidate)
         return compressed.replace(activations={k: self.survey.quantizers[k] for k in values})
 

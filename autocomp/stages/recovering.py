@@ -100,7 +100,6 @@ def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> 
         session.network,
         before.replace(candidate=by_layer),
         session.calibration,
-        float_statistics=evaluator.float_statistics,
         step_factor=step_factor,
         seed=session.settings.seed,
     )
