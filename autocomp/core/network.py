@@ -45,6 +45,11 @@ class Layer:
     input_value: str | None = None
     output_value: str | None = None
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the weight that counts output channels: 1 for transposed convolutions, else 0."""
+        return 1 if self.kind.startswith("conv_transpose") else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Value:

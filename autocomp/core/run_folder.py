@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -165,8 +164,3 @@ class RunFolder:
         """Atomic JSON file."""
         with storage_errors(self.path):
             write_atomic(path, json.dumps(data, indent=1, allow_nan=False).encode())
-
-
-def content_key(*parts: Any) -> str:
-    """First 16 hex digits of SHA-256 over the canonical JSON of ``parts``: names cache entries."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from torch import nn
 
 from autocomp.core.workload import Metric, Split
 from autocomp.errors import AutocompError
+from autocomp.graph.capture import first_tensor
 
 BATCH = 128
 
@@ -43,18 +44,6 @@ class Quality:
     loss: float
     score: float
     interval: tuple[float, float] | None = None
-
-
-def first_tensor(output: object) -> torch.Tensor:
-    """The tensor that counts where a network returns several: the first."""
-    while not isinstance(output, torch.Tensor):
-        if isinstance(output, dict):
-            output = next(iter(output.values()))
-        elif isinstance(output, (tuple, list)):
-            output = output[0]
-        else:
-            raise AutocompError(f"the network returns {type(output).__name__}; autocomp needs a tensor first")
-    return output
 
 
 def run_split(module: nn.Module, split: Split, batch_size: int = BATCH) -> Scored:

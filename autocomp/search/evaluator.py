@@ -94,9 +94,8 @@ class Evaluator:
         state = self.session.network.module.state_dict()
         for name in self.session.space.units[unit].layers:
             layer = self.session.network.layers[name]
-            axis = 1 if layer.kind.startswith("conv_transpose") else 0
             plain = dataclasses.replace(step, rounding="nearest")
-            made[layer.weight] = quantize_weight(state[layer.weight], plain, axis=axis)
+            made[layer.weight] = quantize_weight(state[layer.weight], plain, axis=layer.channel_axis)
         return made
 
     def realise(self, candidate: Candidate) -> CompressedModel:

@@ -104,11 +104,12 @@ def smallest_estimate(session: Session) -> int:
         coarsest = [s for s in (steps[-1], min(steps, key=lambda s: s.bits or 99)) if s.bits or s is steps[-1]]
         for name in unit.layers:
             layer = session.network.layers[name]
-            axis = 1 if layer.kind.startswith("conv_transpose") else 0
             sizes = [
                 len(
                     encode_tensor(
-                        quantize_weight(state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=axis)
+                        quantize_weight(
+                            state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=layer.channel_axis
+                        )
                     )
                 )
                 for s in coarsest

@@ -102,7 +102,7 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
         float32=explored.float32,
         best=best,
         baselines=explored.baselines,
-        pareto=tuple(front_of(rows)),
+        pareto=tuple(dataclasses.replace(r, file=files.get((r.trial, r.name))) for r in front),
         trials=rows,
         evaluations=explored.stats.evaluations,
         cache_hits=explored.stats.cache_hits,

@@ -15,7 +15,7 @@ from autocomp.core.encodings import Encoding, FloatTensor
 from autocomp.core.network import Layer, Network
 from autocomp.core.space import Unit
 from autocomp.core.steps import Choice
-from autocomp.evaluators.quality import first_tensor
+from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Entry
 from autocomp.survey.effects import Effects

@@ -29,7 +29,7 @@ from autocomp.core.steps import FLOAT, Choice
 from autocomp.core.workload import Workload
 from autocomp.errors import CorruptFileError, DataError
 from autocomp.evaluators import artifact
-from autocomp.evaluators.quality import first_tensor
+from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Database, Entry, UnitFile, write_unit
 from autocomp.survey.effects import Effects

@@ -284,7 +284,7 @@ def _output_axis(layer: Layer) -> int:
 
 
 def _weight_axis(layer: Layer) -> int:
-    return 1 if layer.kind.startswith("conv_transpose") else 0
+    return layer.channel_axis
 
 
 def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
