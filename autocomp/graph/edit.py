@@ -1,0 +1,144 @@
+"""Edits carried out on a module: what a structural transform and a loader have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocomp.core.edits import Edit, LayerSpec, Replace, Resize
+from autocomp.core.network import Fold, Network
+from autocomp.core.variant import Origin, Variant
+from autocomp.errors import DataError
+from autocomp.graph.fold import get_module
+from autocomp.graph.trace import network_of, stand_in
+
+MAX_ELEMENTS = 1 << 31
+
+_CONVOLUTIONS: dict[str, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+}
+
+
+def make_module(spec: LayerSpec) -> nn.Module:
+    """The layer that ``spec`` describes, its weights zero.
+
+    Raises:
+        DataError: a kind or sizes that no layer has.
+    """
+    try:
+        if spec.kind == "linear":
+            made: nn.Module = nn.Linear(spec.inputs, spec.outputs, bias=spec.bias, device="meta")
+        else:
+            spatial: dict[str, Any] = {"stride": spec.stride, "padding": spec.padding, "dilation": spec.dilation}
+            made = _CONVOLUTIONS[spec.kind](
+                spec.inputs,
+                spec.outputs,
+                spec.kernel,  # type: ignore[arg-type]  # as long as the convolution has axes, or it raises
+                groups=spec.groups,
+                bias=spec.bias,
+                device="meta",
+                **spatial,
+            )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"no layer is made like {spec} ({error}); the file is damaged, get it again") from error
+    if sum(p.numel() for p in made.parameters()) > MAX_ELEMENTS:
+        raise DataError(f"a layer like {spec} is too large; the file is damaged, get it again")
+    for name, parameter in list(made.named_parameters()):
+        setattr(made, name, nn.Parameter(torch.zeros(parameter.shape), requires_grad=False))
+    return made.eval()
+
+
+def apply_edits(module: nn.Module, edits: Sequence[Edit]) -> None:
+    """Change the structure of ``module`` in place; resized and new tensors are zero.
+
+    Raises:
+        DataError: a path, attribute or tensor that the module does not have.
+    """
+    for edit in edits:
+        target = get_module(module, edit.path)
+        if isinstance(edit, Replace):
+            chain = nn.Sequential(*(make_module(spec) for spec in edit.layers))
+            parent, _, name = edit.path.rpartition(".")
+            setattr(module.get_submodule(parent), name, chain.eval())
+            continue
+        _resize(target, edit)
+
+
+def _resize(target: nn.Module, edit: Resize) -> None:
+    for name, value in edit.attributes.items():
+        old = getattr(target, name, None)
+        if isinstance(old, bool) or not isinstance(old, int | tuple) or name.startswith("_"):
+            raise DataError(f"{edit.path or 'the model'} has no size {name!r}; pass the class the file was made from")
+        setattr(target, name, value)
+    for name, shape in edit.shapes.items():
+        count = 1
+        for n in shape:
+            count *= n
+        if count > MAX_ELEMENTS or min(shape, default=1) < 0:
+            raise DataError(f"{edit.path}.{name} of shape {shape} is too large; the file is damaged, get it again")
+        if isinstance(target._parameters.get(name), nn.Parameter):
+            target._parameters[name] = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        elif isinstance(target._buffers.get(name), Tensor):
+            target._buffers[name] = torch.zeros(shape)
+        else:
+            raise DataError(
+                f"{edit.path or 'the model'} has no tensor {name!r}; pass the class the file was made from"
+            )
+
+
+def edited(
+    variant: Variant, edits: Sequence[Edit], tensors: Mapping[str, Tensor], origins: Mapping[str, Origin]
+) -> Variant:
+    """``variant`` after further edits; the old value is left as it is.
+
+    Args:
+        variant: what is changed.
+        edits: in order.
+        tensors: state-dict key of the edited module → float32 values, for every tensor that an edit made
+            anew and every other one that changes.
+        origins: layer of the edited network → what it was in ``variant``'s network; others are as they were.
+
+    Raises:
+        DataError: the edited module does not run.
+    """
+    module = copy.deepcopy(variant.network.module)
+    apply_edits(module, edits)
+    state = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for key, values in tensors.items():
+            state[key].copy_(values)
+    network = network_of(module, stand_in(variant.network))
+    found: dict[str, Origin] = {}
+    for name in network.layers:
+        step = origins.get(name, Origin(layer=name))
+        found[name] = _composed(variant.origins[step.layer], step)
+    folds = {fold.layer: fold for fold in _folds(variant.network, network, origins)}
+    network = Network(**{**network.__dict__, "folds": folds, "skipped": variant.network.skipped})
+    return Variant(network=network, edits=(*variant.edits, *edits), origins=found, notes=variant.notes)
+
+
+def _composed(old: Origin, new: Origin) -> Origin:
+    """What a layer was in the base network, from what it was one step ago."""
+    outputs = old.outputs
+    if new.outputs is not None:
+        outputs = new.outputs if outputs is None else outputs[new.outputs]
+    return Origin(layer=old.layer, outputs=outputs, inner=old.inner or new.inner)
+
+
+def _folds(old: Network, new: Network, origins: Mapping[str, Origin]) -> list[Fold]:
+    """The folded norms, by the layers that now make their outputs, with the channels that are left."""
+    found = []
+    for name in new.layers:
+        origin = origins.get(name, Origin(layer=name))
+        fold = old.folds.get(origin.layer)
+        if fold is None or origin.inner:
+            continue
+        kept = slice(None) if origin.outputs is None else origin.outputs
+        found.append(Fold(layer=name, norm=fold.norm, mean=fold.mean[kept], std=fold.std[kept]))
+    return found
