@@ -52,6 +52,10 @@ class Candidate(Mapping[str, Choice]):
         """A new candidate with some units decided otherwise."""
         return Candidate({**self._choices, **changes})
 
+    def structure(self) -> Candidate:
+        """The part that changes the network itself: candidates with equal parts share their layers."""
+        return Candidate({u: c.structure() for u, c in self._choices.items()})
+
     def techniques(self) -> list[str]:
         """Names of the techniques really used, sorted."""
         return sorted({s.kind for c in self._choices.values() for s in c.steps})

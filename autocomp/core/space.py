@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autocomp.core.candidate import Candidate
-from autocomp.core.steps import FLOAT, Choice, StepConfig
+from autocomp.core.steps import EXECUTION_AXES, FLOAT, STRUCTURE_AXES, Choice, StepConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,10 @@ class Unit:
     name: str
     layers: tuple[str, ...]
     axes: Mapping[str, tuple[StepConfig | None, ...]]
+
+    def storage_axes(self) -> tuple[str, ...]:
+        """Names of the axes that say how the weights are stored."""
+        return tuple(a for a in self.axes if a not in STRUCTURE_AXES and a not in EXECUTION_AXES)
 
     def choices(self, *, axes: tuple[str, ...] | None = None) -> list[Choice]:
         """All combinations over ``axes`` (default: every axis), in order."""

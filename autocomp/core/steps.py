@@ -64,6 +64,13 @@ def _import_transforms() -> None:
         importlib.import_module(f"autocomp.transforms.{module.name}")
 
 
+STRUCTURE_AXES = ("prune", "rank")
+"""Axes that change the network itself: which channels there are, which layers."""
+
+EXECUTION_AXES = ("activations",)
+"""Axes that say how a layer is computed. All others say how its weights are stored."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """One legal setting for a unit: its steps in recipe order. No step at all means float32."""
@@ -88,6 +95,18 @@ class Choice:
     def without(self, *axes: str) -> Choice:
         """The part of this choice that does not lie on ``axes``."""
         return Choice(tuple(s for s in self.steps if s.axis not in axes))
+
+    def structure(self) -> Choice:
+        """The part that changes the network itself."""
+        return self.only(*STRUCTURE_AXES)
+
+    def storage(self) -> Choice:
+        """The part that says how the weights are stored."""
+        return self.without(*STRUCTURE_AXES, *EXECUTION_AXES)
+
+    def execution(self) -> Choice:
+        """The part that says how the layer is computed."""
+        return self.only(*EXECUTION_AXES)
 
     def label(self) -> str:
         """Text for tables: labels joined by '+', 'float' when empty."""

@@ -64,11 +64,12 @@ def neighbours(
 ) -> Iterator[tuple[Candidate, float]]:
     """Exchanges of one and two units around ``base`` within the budget, with their predicted KL, best first.
 
-    Exchanges that only lower the loss by spending bytes compete with those that trade bytes between
-    units; ``base`` itself is not among them. Nothing is yielded where ``base`` was never priced.
+    The structure stays that of ``base``. Exchanges that only lower the loss by spending bytes compete with
+    those that trade bytes between units; ``base`` itself is not among them. Nothing is yielded where ``base``
+    was never priced.
     """
-    table = surrogate(prices)
     try:
+        table = surrogate(prices.under(base))
         items = table.items(base)
     except KeyError:
         return

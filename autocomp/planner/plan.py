@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,20 @@ from numpy.typing import NDArray
 from autocomp.core.candidate import Candidate
 from autocomp.core.prices import PriceTable
 from autocomp.core.space import SearchSpace
-from autocomp.core.steps import FLOAT, Choice
+from autocomp.core.steps import EXECUTION_AXES, FLOAT, Choice
 from autocomp.errors import InfeasibleError
 from autocomp.planner.allocate import allocate, lagrangian_sweep
 from autocomp.planner.quadratic import FloatArray, IntArray, Surrogate, refine, surrogate
+from autocomp.planner.structures import UNCHANGED, structures
 
 BUDGET_STEPS = (1.0, 0.985, 0.95, 0.9)
 """Fractions of the asked budget that get a plan of their own: the answer lies at or just below it."""
+
+
+STRUCTURE_EVERY = 4
+"""One warm start in so many changes the structure: each costs more to realise than a change of storage."""
+
+_Wish = Callable[[], Candidate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +69,30 @@ def integer_weights(choice: Choice) -> bool:
     return step is not None and getattr(step, "bits", None) != 16
 
 
-def solve(prices: PriceTable, budget_bytes: int, *, execution: str = "float32", cross: bool = True) -> Solution:
+def solve(
+    prices: PriceTable,
+    budget_bytes: int,
+    *,
+    execution: str = "float32",
+    cross: bool = True,
+    structure: Candidate = UNCHANGED,
+) -> Solution:
     """The best allocation the price table knows for one budget.
 
     Storage is solved exactly on the additive loss, then refined on the quadratic one with the
-    execution's own logit change as a constant part.
+    execution's and the structure's own logit changes as a constant part.
 
     Args:
         prices: the table.
         budget_bytes: largest predicted file size.
         execution: "float32": no activation is quantized; "int8": every unit that may.
         cross: refine with cross terms; False keeps the knapsack's answer.
+        structure: its structural part is kept as it is.
 
     Raises:
         InfeasibleError: the smallest candidate is larger than the budget.
     """
+    prices = prices.under(structure)
     table = surrogate(prices)
     storage = list(prices.storage.values())
     usable = [_usable(prices, unit, execution) for unit in prices.storage]
@@ -83,8 +101,8 @@ def solve(prices: PriceTable, budget_bytes: int, *, execution: str = "float32", 
     room = budget_bytes - prices.fixed_bytes - _quantizer_bytes(prices, execution)
     picks = allocate(costs, loss, room)
     chosen = [int(u[p]) for u, p in zip(usable, picks, strict=True)]
-    candidate = Candidate(
-        {unit: prices.storage[unit].choices[i] for unit, i in zip(prices.storage, chosen, strict=True)}
+    candidate = _restructured(
+        {unit: prices.storage[unit].choices[i] for unit, i in zip(prices.storage, chosen, strict=True)}, structure
     )
     additive = float(sum(p.kl[i] for p, i in zip(storage, chosen, strict=True)))
     items = table.items(_executed(prices, candidate, execution))
@@ -114,15 +132,20 @@ def _usable(prices: PriceTable, unit: str, execution: str) -> IntArray:
     return np.arange(len(choices), dtype=np.int64)
 
 
+def _restructured(storage: Mapping[str, Choice], structure: Candidate) -> Candidate:
+    """Storage choices with the structural part of ``structure``."""
+    return Candidate({u: Choice((*structure[u].structure().steps, *c.storage().steps)) for u, c in storage.items()})
+
+
 def _executed(prices: PriceTable, candidate: Candidate, execution: str) -> Candidate:
     """``candidate`` with its activations set: int8 wherever it is priced and the weights are integers."""
     if execution != "int8":
-        return Candidate({u: c.without("activations") for u, c in candidate.items()})
+        return Candidate({u: c.without(*EXECUTION_AXES) for u, c in candidate.items()})
     changes = {}
     for unit, p in prices.execution.items():
         quantized = [c for c in p.choices if c != FLOAT]
         if quantized and integer_weights(candidate[unit]):
-            changes[unit] = Choice((*candidate[unit].without("activations").steps, *quantized[0].steps))
+            changes[unit] = Choice((*candidate[unit].without(*EXECUTION_AXES).steps, *quantized[0].steps))
     return candidate.replace(changes)
 
 
@@ -148,6 +171,9 @@ def plan(
     uniform settings; then a geometric ladder of budgets from the smallest reachable file to the
     largest quantized one, coarse rungs before fine ones.
 
+    Where channels can be removed or layers factorised, every fourth one has another structure: from the
+    mildest to the strongest, at the asked budget.
+
     Args:
         prices: the table.
         space: candidates outside it are left out.
@@ -168,7 +194,9 @@ def plan(
             {"file_bytes": float(low)},
         )
     out: dict[str, Candidate] = {}
-    for make in _wishes(prices, budget_bytes, count, executions):
+    plain = _wishes(prices, budget_bytes, count, executions)
+    changed = _structural_wishes(prices, space, budget_bytes, count, executions)
+    for make in _interleaved(plain, changed):
         if len(out) >= count:
             break
         try:
@@ -199,6 +227,31 @@ def _wishes(
         yield at(low * (high / low) ** (rung / (rungs - 1)) + 1, executions[0])
     for rung in _coarse_first(rungs):
         yield from (at(low * (high / low) ** (rung / (rungs - 1)) + 1, e) for e in executions[1:])
+
+
+def _structural_wishes(
+    prices: PriceTable, space: SearchSpace, budget_bytes: int | None, count: int, executions: Sequence[str]
+) -> Iterator[Callable[[], Candidate]]:
+    """Candidates of changed structure, at the asked budget (or at the size of 8 bits)."""
+    for structure in structures(prices, count=max(1, count // STRUCTURE_EVERY)):
+        if structure not in space:
+            continue
+        under = prices.under(structure)
+        budget = _largest_quantized(under) if budget_bytes is None else min(budget_bytes, _largest_quantized(under))
+        yield partial(_solved, prices, budget, executions[0], structure)
+
+
+def _solved(prices: PriceTable, budget: int, execution: str, structure: Candidate) -> Candidate:
+    return solve(prices, budget, execution=execution, structure=structure).candidate
+
+
+def _interleaved(plain: Iterator[_Wish], changed: Iterator[_Wish]) -> Iterator[_Wish]:
+    """Mostly ``plain``, every few one of ``changed``."""
+    for position, wish in enumerate(plain, start=1):
+        if position % STRUCTURE_EVERY == 0:
+            yield from itertools.islice(changed, 1)
+        yield wish
+    yield from changed
 
 
 def _largest_quantized(prices: PriceTable) -> int:

@@ -48,11 +48,14 @@ class Move:
 class Surrogate:
     """A price table flattened: one variable a (unit, axis group), one item a choice of it.
 
+    Structure is no variable: the table is one of :meth:`PriceTable.under`, where each structural decision
+    has the one choice that was made (its logit change stays, as a constant part).
+
     Args:
         prices: the table; its ``delta`` arrays are [choices, d].
 
     Attributes:
-        variables: (unit, "storage" or "execution") in table order, storage first.
+        variables: (unit, "storage", "execution" or a structural axis) in table order, storage first.
         choices: the choices of each variable.
         first: index of each variable's first item; one more entry at the end.
         owner: int64 [items], the variable of each item.
@@ -66,6 +69,9 @@ class Surrogate:
         tables: list[tuple[tuple[str, str], Prices]] = []
         for name, group in (("storage", prices.storage), ("execution", prices.execution)):
             tables += [((unit, name), p) for unit, p in group.items()]
+        for name, structure in prices.structure.items():
+            unit, _, axis = name.rpartition(":")
+            tables.append(((unit, axis), structure))
         self.variables = [key for key, _ in tables]
         self.choices: list[tuple[Choice, ...]] = [p.choices for _, p in tables]
         counts = [len(c) for c in self.choices]
@@ -89,8 +95,7 @@ class Surrogate:
         """int64 [variables]: the item each variable has in ``candidate``; KeyError where never priced."""
         out = np.empty(len(self.variables), dtype=np.int64)
         for v, (unit, group) in enumerate(self.variables):
-            choice = candidate[unit]
-            part = choice.without("activations") if group == "storage" else choice.only("activations")
+            part = _part(candidate[unit], group)
             try:
                 out[v] = self.first[v] + self.choices[v].index(part)
             except ValueError:
@@ -126,6 +131,13 @@ class Surrogate:
         current = items[self.owner[moves]]
         ga, gb = self.gram[np.ix_(moves, moves)], self.gram[np.ix_(moves, current)]
         return np.asarray(ga - gb - gb.T + self.gram[np.ix_(current, current)])
+
+
+def _part(choice: Choice, group: str) -> Choice:
+    """What of ``choice`` a variable of this group decides."""
+    if group == "storage":
+        return choice.storage()
+    return choice.execution() if group == "execution" else choice.only(group)
 
 
 _surrogates: weakref.WeakKeyDictionary[PriceTable, Surrogate] = weakref.WeakKeyDictionary()

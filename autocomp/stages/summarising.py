@@ -53,7 +53,7 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
     out = []
     for unit in session.space.units.values():
         table = prices.storage.get(unit.name)
-        storage = candidate[unit.name].without("activations")
+        storage = candidate[unit.name].storage()
         known = table is not None and storage in table.choices
         for name in unit.layers:
             layer = session.network.layers[name]

@@ -64,10 +64,10 @@ def fake_prices(space: SearchSpace, *, dimensions: int = 8, seed: int = 0) -> Pr
     storage, execution = {}, {}
     for unit in space.units.values():
         direction = rng.normal(size=dimensions)
-        choices = sorted({c.without("activations") for c in unit.choices()}, key=lambda c: -_bits(c))
+        choices = sorted({c.storage() for c in unit.choices()}, key=lambda c: -_bits(c))
         storage[unit.name] = _prices(choices, [100 * _bits(c) for c in choices], direction)
         if "activations" in unit.axes:
-            quantized = sorted({c.only("activations") for c in unit.choices()}, key=lambda c: c != FLOAT)
+            quantized = sorted({c.execution() for c in unit.choices()}, key=lambda c: c != FLOAT)
             execution[unit.name] = _prices(quantized, [0] * len(quantized), rng.normal(size=dimensions) * 0.01)
     return PriceTable(storage=storage, execution=execution, fixed_bytes=50)
 
@@ -92,7 +92,7 @@ def _bits(choice: Choice) -> int:
 
 def fake_outcome(candidate: Candidate, space: SearchSpace) -> Completed:
     """What evaluating ``candidate`` gives: a function of it alone; early units weigh more, and pairs interact."""
-    widths = [_bits(candidate[name].without("activations")) for name in space.units]
+    widths = [_bits(candidate[name].storage()) for name in space.units]
     errors = [2.0**-b * (1.0 + 1.0 / (1 + i)) for i, b in enumerate(widths)]
     loss = sum(errors) + 4.0 * sum(a * b for a, b in itertools.pairwise(errors))
     return Completed(file_bytes=50 + 100 * sum(widths), kl=loss, score=1.0 / (1.0 + loss))

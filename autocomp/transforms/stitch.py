@@ -35,7 +35,7 @@ def stitch(
     kinds: set[str] = set()
     weights_of_layers = {layer.weight for layer in network.layers.values()}
     for unit, whole in candidate.items():
-        choice = whole.without("activations")
+        choice = whole.storage()
         if choice == FLOAT:
             continue
         made = lookup(unit, choice)

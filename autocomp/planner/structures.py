@@ -1,0 +1,73 @@
+"""Structures worth a try: which channels to remove and which layers to factorise, from mild to strong."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.prices import PriceTable, StructurePrices
+from autocomp.core.steps import Choice
+
+UNCHANGED = Candidate({})
+"""Every layer as it is."""
+
+
+def structures(prices: PriceTable, *, count: int) -> list[Candidate]:
+    """Structures along the trade of predicted loss against multiply-accumulates, the mildest first.
+
+    Each decision takes the choice that minimises KL + λ · MACs for one λ; λ runs over the values at which a
+    decision changes, so the structures lie on the convex hull of the additive model. UNCHANGED is not among
+    them.
+
+    Args:
+        prices: the table.
+        count: at most so many, spread over the hull.
+    """
+    if not prices.structure or count < 1:
+        return []
+    rates = sorted({rate for p in prices.structure.values() for rate in _rates(prices, p) if rate > 0})
+    found: dict[str, Candidate] = {}
+    for rate in rates:
+        candidate = _at(prices, rate * (1 + 1e-9))
+        if len(candidate):
+            found.setdefault(candidate.id, candidate)
+    hull = list(found.values())
+    if len(hull) <= count:
+        return hull
+    macs = np.array([sum(prices.remaining_macs(c).values()) for c in hull], dtype=np.float64)
+    wanted = np.linspace(macs.max(), macs.min(), count + 1)[1:]
+    picks = dict.fromkeys(int(np.abs(macs - w).argmin()) for w in wanted)
+    return [hull[i] for i in sorted(picks, key=lambda i: -macs[i])]
+
+
+def saved_macs(prices: PriceTable, decision: StructurePrices) -> np.ndarray:
+    """float64 [choices]: multiply-accumulates that each choice of one decision saves, made alone."""
+    saved = np.zeros(len(decision.choices))
+    for unit, shares in decision.shares.items():
+        saved += prices.macs.get(unit, 0) * (1.0 - np.asarray(shares, dtype=np.float64))
+    return saved
+
+
+def _rates(prices: PriceTable, decision: StructurePrices) -> list[float]:
+    """λ at which the decision moves on along its lower hull: nats a multiply-accumulate."""
+    saved, loss = saved_macs(prices, decision), decision.kl
+    rates: list[float] = []
+    at = 0
+    while True:
+        better = [i for i in range(len(saved)) if saved[i] > saved[at] and np.isfinite(loss[i])]
+        if not better:
+            return rates
+        slope = {i: max(0.0, float(loss[i] - loss[at])) / float(saved[i] - saved[at]) for i in better}
+        at = min(better, key=lambda i: (slope[i], -saved[i]))
+        rates.append(max(slope[at], 1e-30))
+
+
+def _at(prices: PriceTable, rate: float) -> Candidate:
+    """Every decision at its minimum of KL - λ · MACs saved."""
+    picks: dict[str, Choice] = {}
+    for name, decision in prices.structure.items():
+        unit = name.rpartition(":")[0]
+        value = np.where(np.isfinite(decision.kl), decision.kl, np.inf) - rate * saved_macs(prices, decision)
+        chosen = decision.choices[int(value.argmin())]
+        picks[unit] = Choice((*picks.get(unit, Choice()).steps, *chosen.steps))
+    return Candidate(picks)
