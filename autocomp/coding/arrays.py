@@ -19,6 +19,8 @@ from autocomp.errors import CorruptFileError
 Floats = NDArray[np.float32]
 
 _POSITIVE, _SIGNED, _PLAIN = 0, 1, 2
+_SPLIT, _SPLIT_SIGNED, _DROPPED = 16, 32, 15  # flags of the split form, and its count of dropped low bits
+_MANTISSA, _EXPONENTS = 10, 31  # bits of a binary16 mantissa, largest exponent field
 _TRIVIAL_BYTES = 8  # a code this small cannot be beaten by the range coder
 
 
@@ -95,16 +97,66 @@ def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
 
 
 def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
-    """16 bit words: 0, or 1 and their signs, then the lower 15 bits as integers; or 2 and the words as they are."""
+    """16 bit words in the smallest of four forms: as they are, split, or as integers with or without signs."""
     signs = (bits >> np.uint32(15)).astype(np.int32)
     head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_POSITIVE])
-    coded = head + encode_integers((bits & np.uint32(0x7FFF)).astype(np.int32))
-    return coded if len(coded) <= 1 + 2 * bits.size else bytes([_PLAIN]) + bits.astype("<u2").tobytes()
+    forms = [bytes([_PLAIN]) + bits.astype("<u2").tobytes()]
+    if bits.size:
+        forms.append(_encode_split(bits, signs))
+    forms.append(head + encode_integers((bits & np.uint32(0x7FFF)).astype(np.int32)))
+    return min(reversed(forms), key=len)
+
+
+def _encode_split(bits: NDArray[np.uint32], signs: Ints) -> bytes:
+    """Signs, exponents in unary below the largest, and mantissas without the low bits that are zero throughout.
+
+    For the few floats of a small layer: no adaptive coder learns them, and their mantissas are noise.
+    """
+    below = (bits >> np.uint32(_MANTISSA)).astype(np.int32) & _EXPONENTS
+    top = int(below.max())
+    below = top - below
+    used = int(np.bitwise_or.reduce(bits)) & ((1 << _MANTISSA) - 1)
+    dropped = (used & -used).bit_length() - 1 if used else _MANTISSA
+    unary = np.ones(int(below.sum()) + below.size, np.uint8)
+    unary[(below + 1).cumsum() - 1] = 0
+    parts = [unary, _planes((bits >> np.uint32(dropped)).astype(np.int32), _MANTISSA - dropped)]
+    if signs.any():
+        parts.insert(0, signs.astype(np.uint8))
+    form = _SPLIT | (_SPLIT_SIGNED if signs.any() else 0) | dropped
+    return bytes([form, top]) + np.packbits(np.concatenate(parts)).tobytes()
+
+
+def _planes(values: Ints, width: int) -> NDArray[np.uint8]:
+    """The low ``width`` bits of each value, highest first, one byte a bit."""
+    places = np.arange(width - 1, -1, -1, dtype=np.int32)
+    return ((values[:, None] >> places) & 1).astype(np.uint8).reshape(-1)
+
+
+def _decode_split(reader: Reader, form: int, count: int) -> NDArray[np.uint32]:
+    """The reverse of :func:`_encode_split`."""
+    top, dropped = reader.byte(), form & _DROPPED
+    bits = np.unpackbits(np.frombuffer(reader.rest(), np.uint8))
+    signed = count if form & _SPLIT_SIGNED else 0
+    ends = np.flatnonzero(bits[signed:] == 0)[:count]
+    start = signed + int(ends[-1]) + 1 if len(ends) == count > 0 else bits.size + 1
+    width = _MANTISSA - dropped
+    stop = start + count * width
+    below = np.diff(ends, prepend=-1) - 1
+    spare = bits.size - stop
+    fits = 0 <= spare < 8 and width >= 0 and form < 2 * _SPLIT_SIGNED and top <= _EXPONENTS
+    if not fits or int(below.max(initial=0)) > top or bits[stop:].any():
+        raise CorruptFileError(f"{reader.what}: split floats of {bits.size} bits do not fit; damaged, get it again")
+    places = np.arange(_MANTISSA - 1, dropped - 1, -1, dtype=np.uint32)
+    words: NDArray[np.uint32] = (top - below).astype(np.uint32) << np.uint32(_MANTISSA)
+    words |= (bits[start:stop].reshape(count, width).astype(np.uint32) << places).sum(1, dtype=np.uint32)
+    return words | (bits[:signed].astype(np.uint32) << np.uint32(15)) if signed else words
 
 
 def _decode_signed_bits(reader: Reader, shape: tuple[int, ...]) -> NDArray[np.uint32]:
     """The reverse of :func:`_encode_signed_bits`, flat."""
     count, form = math.prod(shape), reader.byte()
+    if form & _SPLIT:
+        return _decode_split(reader, form, count)
     if form == _PLAIN:
         words = np.frombuffer(reader.take(2 * count), "<u2").astype(np.uint32)
         reader.end()

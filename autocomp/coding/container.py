@@ -27,6 +27,13 @@ VERSION = 1
 MAX_HEADER_BYTES = 1 << 24  # of names and manifest, uncompressed
 MAX_RECORDS = 1 << 20
 MAX_TOTAL_ELEMENTS = 1 << 28
+_PAIRS = [f'["layer{s}.{b}.conv{c}","layer{s}.{b}.bn{c}"],' for s in (4, 3, 2, 1) for b in (1, 0) for c in (1, 2)]
+HEAD_DICTIONARY = (
+    "features.classifier.encoder.decoder.blocks.stages.stem.head.proj.attention.self_attn.qkv.mlp.fc1.fc2.norm1.norm2."
+    'conv.bn.linear."downsample.0","downsample.1"],shortcut.0","shortcut.1"],weight.bias.conv1.weight.bias.conv2.fc.'
+    '{"activations":{},"classes":10,"folds":[["conv1","bn1"],' + "".join(_PAIRS) + '],"input":[3,32,32],'
+    '"model":"torchvision.models:resnet18"}'
+).encode()  # part of the format: what most heads repeat, so that a small network's head is short
 _CHECK_BYTES = 4
 _RECORD_CHECK_BYTES = 2
 _MASK = (1 << 8 * _RECORD_CHECK_BYTES) - 1
@@ -158,7 +165,7 @@ def _head(manifest: Mapping[str, Any], names: Sequence[str]) -> bytes:
     plain = put(len(names)) + b"".join(_front_coded(names)) + text.encode()
     if len(plain) > MAX_HEADER_BYTES or len(names) > MAX_RECORDS:
         raise ValueError(f"manifest and names take {len(plain)} bytes; at most {MAX_HEADER_BYTES}")
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=HEAD_DICTIONARY)
     packed = packer.compress(plain) + packer.flush()
     stored = packed if len(packed) < len(plain) else plain
     return MAGIC + bytes([VERSION]) + put(len(plain)) + put(len(stored)) + stored
@@ -179,7 +186,7 @@ def _inflate(stored: bytes, size: int) -> bytes:
     """The plain header of ``size`` bytes; never makes more than that."""
     if len(stored) == size:
         return stored
-    unpacker = zlib.decompressobj(-15)
+    unpacker = zlib.decompressobj(-15, zdict=HEAD_DICTIONARY)
     try:
         plain = unpacker.decompress(stored, size + 1)
     except zlib.error as error:

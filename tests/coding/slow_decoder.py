@@ -144,7 +144,7 @@ def blocks(coder, rows, taps, columns, width, kernel, limit, mean, predict):
     table, pending, seen = frequencies(own, root), 0, 0
     start = 0
     while start < rows:
-        end = min(rows, start + max(-(-32 // columns), min(-(-4096 // columns), start // 3)))
+        end = min(rows, start + max(-(-64 // columns), min(-(-16384 // columns), start)))
         for tap in range(taps):
             where = {
                 (r, c): context(v, start, r, tap, c, taps, columns, width, kernel, mean, predict)
@@ -158,7 +158,7 @@ def blocks(coder, rows, taps, columns, width, kernel, limit, mean, predict):
             for k, _, index in where.values():
                 own[k][index] += 1
             pending += len(where)
-            if pending * 8 >= seen:
+            if pending * 4 >= seen:
                 seen, pending = seen + pending, 0
                 own = [[n >> 1 for n in row] if sum(row) >= HALVE_AT else row for row in own]
                 table = frequencies(own, root)

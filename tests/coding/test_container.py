@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import slow_decoder
 import torch
 
 from autocomp.coding.container import (
+    HEAD_DICTIONARY,
     MAGIC,
     VERSION,
     overhead_bytes,
@@ -30,7 +32,7 @@ from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor, roun
 from autocomp.errors import CorruptFileError, DataError, StorageError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "artifact_v1.autocomp"
-GOLDEN_SHA256 = "9e39a2e5aea3645b49274e57dcb32b59326a279d81365cf3aa8c15d6f56f91a8"
+GOLDEN_SHA256 = "520d03a542f1480fb0749406b9bd67fe3f0d4c98ac6de2a2c1b3487f13085582"
 MANIFEST = {"model": "golden", "classes": 10, "names": ["ä", "b"], "nested": {"x": [1, 2.5, None, True]}}
 
 
@@ -116,7 +118,29 @@ def test_round_trip_and_exact_size(tmp_path, records):
 def test_headers_are_small():
     names = [f"layer{s}.{b}.{p}" for s in (1, 2, 3) for b in range(3) for p in ("conv1.weight", "conv1.bias")] * 1
     names += [n.replace("conv1", "conv2") for n in names] + ["fc.weight", "fc.bias", "conv1.weight", "conv1.bias"]
-    assert overhead_bytes({"model": "resnet20"}, names, [3000] * len(names)) < 350
+    convolutions = [name.removesuffix(".weight") for name in names if name.endswith("weight") and "conv" in name]
+    folds = [[name, name.replace("conv", "bn")] for name in convolutions]
+    manifest = {"model": "networks:resnet20", "classes": 10, "input": [3, 32, 32], "folds": folds, "activations": {}}
+    assert overhead_bytes(manifest, names, [3000] * len(names)) < 370
+
+
+def test_the_preset_dictionary_is_the_documented_one():
+    text = (Path(__file__).parent.parent.parent / "docs" / "format.md").read_text()
+    blocks = [
+        line[4:]
+        for line in text.split("\nThe preset dictionary")[1].split("## Record")[0].splitlines()
+        if line[:4] == "    "
+    ]
+    pairs = [f'["layer{s}.{b}.conv{c}","layer{s}.{b}.bn{c}"],' for s in (4, 3, 2, 1) for b in (1, 0) for c in (1, 2)]
+    assert ("".join(blocks[:2]) + "".join(pairs) + blocks[2]).encode() == HEAD_DICTIONARY
+    assert f"{zlib.crc32(HEAD_DICTIONARY):08X}" in text
+
+
+def test_threads_may_decode_one_file_at_the_same_time(file):
+    artifact = unpack_artifact(file)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: digest(artifact.tensors()), range(8)))
+    assert set(found) == {digest(golden_tensors())}
 
 
 def test_equal_input_gives_equal_bytes(records, file):
@@ -206,7 +230,7 @@ def hostile(plain: bytes, size: int, rest: bytes = b"", packed: bytes | None = N
 
 
 def test_hostile_headers_are_refused():
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=HEAD_DICTIONARY)
     bomb = packer.compress(bytes(1 << 24)) + packer.flush()
     cases = [
         hostile(b"", 1000, packed=bomb),

@@ -7,6 +7,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import slow_decoder
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from autocomp.coding.coders import range_coder
 from autocomp.coding.contexts import Counts
@@ -61,6 +64,22 @@ def test_round_trip_and_the_slow_decoder_agree(name):
     assert decoded.shape == symbols.shape
     assert np.array_equal(decoded, symbols)
     assert slow_decoder.decode(payload, symbols.shape) == symbols.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["kernel", "matrix in runs", "excess"])
+def test_tables_a_symbol_and_models_a_run_give_the_same_bytes(name, monkeypatch):
+    payloads = []
+    for run in (0, 1 << 30):
+        monkeypatch.setattr(range_coder, "_SHORT_RUN", run)
+        payloads.append(range_coder.encode(CASES[name]))
+        assert np.array_equal(range_coder.decode(payloads[0], CASES[name].shape), CASES[name])
+    assert payloads[0] == payloads[1]
+
+
+@given(arrays.arrays(np.int16, arrays.array_shapes(max_dims=4, min_side=0, max_side=9)), st.integers(0, 15))
+def test_any_array_comes_back(symbols, shift):
+    symbols = (symbols >> shift).astype(np.int32)
+    assert np.array_equal(range_coder.decode(range_coder.encode(symbols), symbols.shape), symbols)
 
 
 def test_counts_are_halved_alike_in_both_decoders(monkeypatch):

@@ -7,14 +7,13 @@ and the range coder's words. docs/format.md gives every byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocomp.coding.bits import pack, packed_bytes, unpack
-from autocomp.coding.contexts import CONTEXTS, Contexts, Counts, Ints, Layout
+from autocomp.coding.contexts import Contexts, Counts, Ints, Layout
 from autocomp.coding.varint import Reader, put, put_signed
 from autocomp.errors import CorruptFileError
 
@@ -25,6 +24,7 @@ MAX_SHIFT = 16
 MAX_EXCESS_BITS = 18
 SYMBOL_LIMIT = 1 << 17
 _COARSE_MEAN = 10  # symbols are shifted until their typical magnitude is below this: finer bits are uniform
+_SHORT_RUN = 24  # symbols of one context in a block
 _RARE = 400  # one symbol in so many may be larger than the alphabet
 _USEFUL_CORRELATION = 0.04  # below this, predicting from neighbouring taps costs more than it saves
 
@@ -77,8 +77,6 @@ def size(symbols: Ints) -> int | None:
 
 def encode(symbols: Ints) -> bytes:
     """Code an int32 array [out, in, *kernel] or of any other shape, values within ±2**17."""
-    import constriction
-
     layout = Layout.of(symbols.shape)
     flat = symbols.reshape(-1)
     if not flat.size:
@@ -91,28 +89,19 @@ def encode(symbols: Ints) -> bytes:
     excess = np.abs(coarse)
     excess = excess[excess >= limit] - np.int32(limit)
     excess_bits = int(excess.max(initial=0)).bit_length()
-    planes = layout.split(np.clip(coarse, -limit, limit))
+    planes = layout.split(np.clip(coarse, -limit, limit).astype(np.int8))
     mean = max(1, 64 * int(np.abs(planes).sum(dtype=np.int64)) // flat.size)
     header = _Header(centre, shift, limit, excess_bits, mean, _predictable(layout, planes))
     low = pack(shifted & np.int32((1 << shift) - 1), shift)
     extra = pack(excess, excess_bits)
-    coder = constriction.stream.queue.RangeEncoder()
-
-    def write(indices: Ints, segments: list[_Segment]) -> Ints:
-        for model, first, last in segments:
-            coder.encode(indices[first:last], model)
-        return indices
-
-    _code(planes, layout, header, write)
-    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    writer = _Writer()
+    _code(planes, layout, header, writer)
     count = put(len(excess)) if excess_bits else b""
-    return header.to_bytes() + count + low + extra + words
+    return header.to_bytes() + count + low + extra + writer.words()
 
 
 def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
     """The reverse of :func:`encode`."""
-    import constriction
-
     layout, count = Layout.of(shape), math.prod(shape)
     if count == 0:
         return np.zeros(shape, np.int32)
@@ -124,21 +113,15 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
     tail = reader.rest()
     if len(tail) % 4:
         raise CorruptFileError(f"range coder: {len(tail)} bytes of words, not a multiple of 4; get the file again")
-    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(tail, "<u4").astype(np.uint32))
-    planes = np.zeros((layout.taps, layout.rows, layout.columns), np.int32)
-
-    def read(indices: Ints, segments: list[_Segment]) -> Ints:
-        for model, first, last in segments:
-            indices[first:last] = coder.decode(model, last - first)
-        return indices
-
+    source = _Source(tail)
+    planes = np.zeros((layout.taps, layout.rows, layout.columns), np.int8)
     try:
-        _code(planes, layout, header, read)
+        _code(planes, layout, header, source)
     except (AssertionError, ValueError) as error:  # how constriction reports impossible words
         raise CorruptFileError(f"range coder: the words decode to nothing ({error}); get the file again") from None
-    if not coder.maybe_exhausted():
+    if not source.coder.maybe_exhausted():
         raise CorruptFileError("range coder: words are left over; the data is damaged, get it again")
-    coarse = layout.join(planes)
+    coarse = layout.join(planes).astype(np.int32)
     if header.excess_bits:
         beyond = np.flatnonzero(np.abs(coarse) == header.limit)
         if len(beyond) != extras:
@@ -148,39 +131,100 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
     return ((coarse << header.shift) + low - half + np.int32(header.centre)).reshape(shape)
 
 
-_Segment = tuple[Any, int, int]
+@dataclass(frozen=True)
+class _Block:
+    """Symbols that are coded together.
 
-
-def _code(planes: Ints, layout: Layout, header: _Header, transfer: Callable[[Ints, list[_Segment]], Ints]) -> None:
-    """Walk all blocks in coding order; ``planes`` [taps, rows, columns] is read by an encoder and filled by a decoder.
-
-    Args:
-        transfer: codes one block: (symbol indices sorted by context, (model, first, last) runs) → the indices.
+    Attributes:
+        order: symbols sorted by context.
+        contexts: of the symbols, in row-major order.
+        segments: (context, first, end) of the runs in sorted order.
+        sign: −1 where a symbol is coded negated; None: nowhere.
+        limit: of the alphabet.
     """
-    import constriction
 
-    categorical = constriction.stream.model.Categorical
-    contexts = Contexts(layout, header.mean, predict=header.predict)
-    counts = Counts(header.limit, header.mean)
-    limit = np.int32(header.limit)
+    order: NDArray[np.intp]
+    contexts: NDArray[np.uint8]
+    segments: list[tuple[int, int, int]]
+    sign: NDArray[np.int8] | None
+    limit: np.int8
+
+    def short_runs(self) -> bool:
+        """Whether one call with a table row a symbol is faster than a call a run; the bytes are the same."""
+        return len(self.order) < _SHORT_RUN * len(self.segments)
+
+
+class _Writer:
+    """Codes blocks."""
+
+    def __init__(self) -> None:
+        import constriction
+
+        self.coder = constriction.stream.queue.RangeEncoder()
+        self.family = constriction.stream.model.Categorical(perfect=False)
+
+    def transfer(self, plane: NDArray[np.int8], block: _Block, counts: Counts) -> NDArray[np.uint8]:
+        """Write the symbols ``plane``; returns their indices, in row-major order."""
+        signed = plane if block.sign is None else plane * block.sign
+        indices = (signed + block.limit).view(np.uint8)
+        ordered = indices[block.order].astype(np.int32)
+        if block.short_runs():
+            self.coder.encode(ordered, self.family, counts.probabilities[block.contexts[block.order]])
+            return indices
+        for context, first, end in block.segments:
+            self.coder.encode(ordered[first:end], counts.model(context))
+        return indices
+
+    def words(self) -> bytes:
+        """What was written."""
+        data: bytes = self.coder.get_compressed().astype("<u4").tobytes()
+        return data
+
+
+class _Source:
+    """Decodes blocks."""
+
+    def __init__(self, words: bytes) -> None:
+        import constriction
+
+        self.coder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self.family = constriction.stream.model.Categorical(perfect=False)
+
+    def transfer(self, plane: NDArray[np.int8], block: _Block, counts: Counts) -> NDArray[np.uint8]:
+        """Fill ``plane`` with symbols; returns their indices, in row-major order."""
+        ordered: Ints
+        if block.short_runs():
+            ordered = self.coder.decode(self.family, counts.probabilities[block.contexts[block.order]])
+        else:
+            ordered = np.concatenate([self.coder.decode(counts.model(c), end - at) for c, at, end in block.segments])
+        indices = np.empty(len(ordered), np.uint8)
+        indices[block.order] = ordered.astype(np.uint8)
+        np.subtract(indices.view(np.int8), block.limit, out=plane)
+        if block.sign is not None:
+            plane *= block.sign
+        return indices
+
+
+def _code(planes: NDArray[np.int8], layout: Layout, header: _Header, coder: _Writer | _Source) -> None:
+    """Walk all blocks in coding order; ``planes`` [taps, rows, columns] is read by a writer and filled by a source."""
+    contexts = Contexts(layout, header.limit, header.mean, predict=header.predict)
+    counts = Counts(header.limit, header.mean, predict=header.predict)
     for start, end in layout.groups():
         contexts.begin(end - start)
         for tap in range(layout.taps):
             context, sign = contexts.predict(tap)
-            order = np.argsort(context, kind="stable")  # uint8: a radix sort
-            runs = np.bincount(context, minlength=CONTEXTS)
-            ends = runs.cumsum().tolist()
-            segments = [
-                (categorical(counts.probabilities[c], perfect=False), ends[c] - runs[c], ends[c])
-                for c in np.flatnonzero(runs).tolist()
-            ]
-            block = planes[tap, start:end].reshape(-1)
-            indices = np.empty_like(block)
-            indices[order] = transfer((block * sign + limit)[order], segments)
-            counts.learn(context, indices)
-            block = (indices - limit) * sign
-            planes[tap, start:end] = block.reshape(end - start, layout.columns)
-            contexts.learn(tap, planes[tap, start:end])
+            ends = np.bincount(context, minlength=counts.contexts).cumsum().tolist()
+            runs = enumerate(zip([0, *ends], ends, strict=False))
+            block = _Block(
+                order=np.argsort(context, kind="stable"),  # uint8: a radix sort
+                contexts=context,
+                segments=[(c, first, last) for c, (first, last) in runs if last > first],
+                sign=sign,
+                limit=np.int8(header.limit),
+            )
+            plane = planes[tap, start:end]
+            counts.learn(context, coder.transfer(plane.reshape(-1), block, counts))
+            contexts.learn(tap, plane)
 
 
 def _centre(symbols: Ints) -> int:
@@ -209,11 +253,11 @@ def _limit(magnitudes: Ints) -> int:
     return max(8, min(top, MAX_LIMIT, int(np.argmax(beyond * _RARE <= magnitudes.size)) or MAX_LIMIT))
 
 
-def _predictable(layout: Layout, planes: Ints) -> bool:
+def _predictable(layout: Layout, planes: NDArray[np.int8]) -> bool:
     """Whether neighbouring taps tell anything about a tap (encoder's choice; stored)."""
     if not layout.kernel or layout.taps == 1:
         return False
-    lines = planes.reshape(-1, layout.width, layout.rows * layout.columns)
+    lines = planes.astype(np.int16).reshape(-1, layout.width, layout.rows * layout.columns)
     pairs = [(lines[:, 1:], lines[:, :-1])] if layout.width > 1 else [(lines[1:], lines[:-1])]
     energy = max(1, int(np.square(planes, dtype=np.int64).sum()))
     product = sum(int((a * b).sum(dtype=np.int64)) for a, b in pairs)
