@@ -31,7 +31,7 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
     from autocomp.coding.container import read_artifact
     from autocomp.core.candidate import Candidate
     from autocomp.core.compressed import CompressedModel
-    from autocomp.evaluators.artifact import activations_of
+    from autocomp.evaluators.artifact import activations_of, edits_of
     from autocomp.graph.replay import attach
     from autocomp.graph.simulate import simulated
     from autocomp.workloads.load import rebuild_model
@@ -40,12 +40,12 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
     try:
         folds = [(str(a), str(b)) for a, b in artifact.manifest["folds"]]
         shape = tuple(int(n) for n in artifact.manifest["input"])
-        quantizers = activations_of(artifact.manifest)
+        quantizers, edits = activations_of(artifact.manifest), edits_of(artifact.manifest)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptFileError(f"{path}: the manifest lacks or garbles {error}; get the file again") from error
     if into is None:
         into = rebuild_model(str(artifact.manifest.get("model")), artifact.manifest.get("classes"))
-    network = attach(into, folds, shape)
+    network = attach(into, folds, shape, edits=edits)
     tensors = artifact.tensors()
     state = network.module.state_dict()
     for name, encoding in tensors.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.candidate import Candidate
+from autocomp.core.edits import Edit
 
 if TYPE_CHECKING:
     from autocomp.core.encodings import Encoding
@@ -43,15 +44,17 @@ class CompressedModel:
 
     Attributes:
         candidate: what was asked for.
-        tensors: state-dict key (of the folded module) → encoding, for every parameter and
+        tensors: state-dict key (of the folded and edited module) → encoding, for every parameter and
             floating-point buffer.
         activations: value key → quantizer; empty for float32 execution.
+        edits: how the structure differs from the folded network's, in order.
         steps: names of what was done, in order ("quantize_weights", "restore_statistics", ...).
     """
 
     candidate: Candidate
     tensors: dict[str, Encoding]
     activations: dict[str, ActivationQuantizer] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
     steps: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> CompressedModel:

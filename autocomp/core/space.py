@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.steps import EXECUTION_AXES, FLOAT, STRUCTURE_AXES, Choice, StepConfig
@@ -38,6 +39,18 @@ class Unit:
         return list(dict.fromkeys(out))
 
 
+class Rules(Protocol):
+    """What is legal together; decided from shapes, before anything is computed."""
+
+    def reason(self, candidate: Candidate) -> str | None:
+        """Why a candidate is illegal (one line), or None."""
+        ...
+
+    def legal(self, candidate: Candidate) -> Candidate:
+        """The candidate without its illegal steps."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Units × legal choices, filtered by the hardware profile.
@@ -46,11 +59,13 @@ class SearchSpace:
         name: of the TOML file.
         units: by name, in order of execution.
         notes: what the profile ruled out, one line each.
+        rules: what is legal together; None: everything that the options allow one by one.
     """
 
     name: str
     units: Mapping[str, Unit]
     notes: tuple[str, ...] = ()
+    rules: Rules | None = None
 
     def parameters(self) -> dict[str, int]:
         """Optuna parameter name "<unit>:<axis>" → number of options; single options are left out."""
@@ -62,7 +77,10 @@ class SearchSpace:
         }
 
     def decode(self, params: Mapping[str, int]) -> Candidate:
-        """Parameters (option indices) → candidate; parameters not named take option 0."""
+        """Parameters (option indices) → candidate; parameters not named take option 0.
+
+        Steps that are illegal together with the others fall away, so several points may give one candidate.
+        """
         choices = {}
         for unit in self.units.values():
             steps = []
@@ -71,7 +89,8 @@ class SearchSpace:
                 if option is not None:
                     steps.append(option)
             choices[unit.name] = Choice(tuple(steps))
-        return Candidate(choices)
+        candidate = Candidate(choices)
+        return candidate if self.rules is None else self.rules.legal(candidate)
 
     def encode(self, candidate: Candidate) -> dict[str, int]:
         """Inverse of :meth:`decode`; ``ValueError`` where the candidate is outside the space."""

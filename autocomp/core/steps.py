@@ -57,6 +57,12 @@ class StepConfig:
         return cls(**{k: v for k, v in data.items() if k != "kind"})
 
 
+def steps_on(axis: str) -> dict[str, type[StepConfig]]:
+    """Kind → step type, for every technique that decides on ``axis``."""
+    _import_transforms()
+    return {kind: cls for kind, cls in sorted(StepConfig.registry.items()) if cls.axis == axis}
+
+
 def _import_transforms() -> None:
     """Register every step kind: one file in ``autocomp/transforms`` is one plugin."""
     package = importlib.import_module("autocomp.transforms")

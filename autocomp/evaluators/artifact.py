@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocomp.coding.container import pack_artifact, write_artifact
+from autocomp.coding.container import pack_artifact, read_artifact, write_artifact
 from autocomp.coding.tensors import encode_tensor, with_scale
+from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.edits import Edit, edit_from_json
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
 from autocomp.core.workload import Workload
@@ -21,6 +23,7 @@ def manifest(workload: Workload, network: Network, compressed: CompressedModel) 
         "classes": workload.classes,
         "input": list(network.input_shape),
         "folds": [[f.layer, f.norm] for f in network.folds.values()],
+        **({"edits": [e.to_json() for e in compressed.edits]} if compressed.edits else {}),
         "activations": {k: q.to_json() for k, q in sorted(compressed.activations.items())},
     }
 
@@ -28,6 +31,23 @@ def manifest(workload: Workload, network: Network, compressed: CompressedModel) 
 def activations_of(data: Mapping[str, Any]) -> dict[str, ActivationQuantizer]:
     """Quantizers of a manifest."""
     return {k: ActivationQuantizer.from_json(v) for k, v in data["activations"].items()}
+
+
+def edits_of(data: Mapping[str, Any]) -> tuple[Edit, ...]:
+    """Structural edits of a manifest."""
+    return tuple(edit_from_json(e) for e in data.get("edits", ()))
+
+
+def read_compressed(path: Path, candidate: Candidate) -> CompressedModel:
+    """The network in a file."""
+    artifact = read_artifact(path)
+    return CompressedModel(
+        candidate=candidate,
+        tensors=artifact.tensors(),
+        activations=activations_of(artifact.manifest),
+        edits=edits_of(artifact.manifest),
+        steps=("loaded",),
+    )
 
 
 def records(compressed: CompressedModel, known: Mapping[str, bytes] | None = None) -> dict[str, bytes]:

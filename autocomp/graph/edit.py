@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autocomp.core.edits import Edit, LayerSpec, Replace, Resize
 from autocomp.core.network import Fold, Network
 from autocomp.core.variant import Origin, Variant
 from autocomp.errors import DataError
+from autocomp.graph.capture import EXPORT_ERRORS, NotTraceableError, first_tensor, quiet_tracing
 from autocomp.graph.fold import get_module
-from autocomp.graph.trace import network_of, stand_in
+from autocomp.graph.program import Program
+from autocomp.graph.trace import Folded, assemble, bind, check_agreement, network_of, stand_in
 
 MAX_ELEMENTS = 1 << 31
 
@@ -113,7 +115,9 @@ def edited(
     with torch.no_grad():
         for key, values in tensors.items():
             state[key].copy_(values)
-    network = network_of(module, stand_in(variant.network))
+    batch = stand_in(variant.network)
+    network = None if any(isinstance(e, Replace) for e in edits) else _same_graph(variant.network, module, batch)
+    network = network or network_of(module, batch)
     found: dict[str, Origin] = {}
     for name in network.layers:
         step = origins.get(name, Origin(layer=name))
@@ -121,6 +125,21 @@ def edited(
     folds = {fold.layer: fold for fold in _folds(variant.network, network, origins)}
     network = Network(**{**network.__dict__, "folds": folds, "skipped": variant.network.skipped})
     return Variant(network=network, edits=(*variant.edits, *edits), origins=found, notes=variant.notes)
+
+
+def _same_graph(old: Network, module: nn.Module, batch: Tensor) -> Network | None:
+    """The network of a resized module on the operations that were traced before, None where sizes are among them."""
+    if old.graph is None:
+        return None
+    plain = fx.Graph()
+    plain.output(plain.graph_copy(old.graph.graph, {}))
+    graph = bind(plain, module, old.graph)
+    try:
+        with quiet_tracing():
+            check_agreement(Program(graph).run(batch), first_tensor(module(batch)), "other operations")
+    except (NotTraceableError, *EXPORT_ERRORS):
+        return None
+    return assemble(Folded(module, graph, {}, {}), batch)
 
 
 def _composed(old: Origin, new: Origin) -> Origin:

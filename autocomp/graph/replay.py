@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from autocomp.core.edits import Edit
 from autocomp.core.network import Network
 from autocomp.errors import DataError
 from autocomp.graph import fold
+from autocomp.graph.edit import apply_edits
 from autocomp.graph.trace import float_copy, network_of
 
 
@@ -18,8 +20,9 @@ def attach(
     folds: Sequence[tuple[str, str]],
     example_shape: Sequence[int],
     dtype: torch.dtype = torch.float32,
+    edits: Sequence[Edit] = (),
 ) -> Network:
-    """The network of ``model`` with exactly the recorded norms folded; ``model`` is not touched.
+    """The network of ``model`` with exactly the recorded norms folded and edits made; ``model`` is not touched.
 
     Its weights are whatever ``model`` holds (all of them are about to be replaced): only the structure
     is taken from it, and no norm is folded that was not folded then.
@@ -29,6 +32,7 @@ def attach(
         folds: (layer, norm) module paths.
         example_shape: of one input, without the batch axis.
         dtype: of the inputs (``torch.int64`` for token ids, all zero here).
+        edits: structural edits of the folded module, in order.
 
     Raises:
         DataError: the module lacks these layers, or does not run on inputs of this shape.
@@ -39,6 +43,7 @@ def attach(
         if isinstance(fold.get_module(module, norm), nn.Identity):
             raise DataError(f"{norm!r} is already folded in the given module; pass a fresh instance of its class")
     fold.fold_all(module, folds)
+    apply_edits(module, edits)
     generator = torch.Generator().manual_seed(0)
     shape = (2, *example_shape)
     example = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)

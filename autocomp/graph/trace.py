@@ -43,7 +43,7 @@ def build_network(model: nn.Module, example: Tensor) -> Network:
     check_finite(module)
     try:
         graph = capture(module, batch)
-        _check_agreement(Program(graph).run(batch), expected, "the traced graph computes something else")
+        check_agreement(Program(graph).run(batch), expected, "the traced graph computes something else")
     except NotTraceableError as error:
         return _without_graph(module, example, str(error))
     except EXPORT_ERRORS as error:
@@ -128,7 +128,8 @@ def _run(module: nn.Module, batch: Tensor, example: Tensor) -> Tensor:
         raise DataError(f"the model does not run on an input of shape {shape}: {one_line(error)}") from error
 
 
-def _check_agreement(found: Tensor, expected: Tensor, message: str) -> None:
+def check_agreement(found: Tensor, expected: Tensor, message: str) -> None:
+    """NotTraceableError with ``message`` where two results differ by more than rounding can explain."""
     scale = float(expected.abs().max()) if expected.numel() and expected.is_floating_point() else 1.0
     same = found.shape == expected.shape
     if not same or not torch.allclose(found, expected, rtol=0, atol=FOLD_TOLERANCE * max(scale, 1e-6), equal_nan=True):
@@ -149,8 +150,8 @@ def _fold(module: nn.Module, graph: fx.GraphModule, batch: Tensor, expected: Ten
     new_graph = bind(plain, target, graph)
     try:
         with quiet_tracing():
-            _check_agreement(first_tensor(target(batch)), expected, "")
-            _check_agreement(Program(new_graph).run(batch), expected, "")
+            check_agreement(first_tensor(target(batch)), expected, "")
+            check_agreement(Program(new_graph).run(batch), expected, "")
     except NotTraceableError:
         reasons |= dict.fromkeys(nodes, "folding would change the outputs by more than rounding")
         return Folded(module, graph, {}, reasons)

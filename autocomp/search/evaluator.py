@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
-from autocomp.core.encodings import Encoding
 from autocomp.core.executor import Job
 from autocomp.core.outcome import Completed, Measurement, Outcome
 from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
-from autocomp.core.steps import Choice
+from autocomp.core.variant import Variant
 from autocomp.core.workload import Workload
 from autocomp.evaluators import artifact
 from autocomp.evaluators.latency import LatencyMeter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
-from autocomp.runtimes.export import OnnxExporter
 from autocomp.search.job import Stage
 from autocomp.search.session import Session, open_session
+from autocomp.search.structured import Structured, TensorSource, unit_layers
+from autocomp.search.variants import make_variant
+from autocomp.survey.hessians import Hessians
+from autocomp.survey.on_demand import OnDemand, Surveyed
 from autocomp.survey.survey import Survey, load_survey
-from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
-from autocomp.transforms.statistics import FloatStatistics, restore_statistics
-from autocomp.transforms.stitch import stitch
+
+STRUCTURES_KEPT = 3
+"""Structures held in memory; each holds its own weights and Hessians."""
 
 
 class Evaluator:
@@ -43,6 +48,7 @@ class Evaluator:
     def __init__(self, session: Session, survey: Survey) -> None:
         self.session = session
         self.survey = survey
+        self._structures: OrderedDict[str, Structured] = OrderedDict()
 
     # what is measured against
 
@@ -56,65 +62,80 @@ class Evaluator:
         """The float32 network on the test split."""
         return run_split(self.session.network.module, self.session.workload.test)
 
-    @cached_property
-    def float_statistics(self) -> FloatStatistics:
-        """Output statistics of the float32 network on the images that candidates are restored on."""
-        return FloatStatistics.of(self.session.network, self.restoring)
-
     @property
     def restoring(self) -> Sequence[torch.Tensor]:
         """The first batch of the calibration images: statistics need fewer than Hessians, and every trial pays."""
         return self.session.calibration[:1]
 
     @cached_property
-    def exporter(self) -> OnnxExporter:
-        """Skeleton exported once."""
-        return OnnxExporter(self.session.network)
-
-    @cached_property
     def meter(self) -> LatencyMeter:
         return LatencyMeter(self.session.target, self.session.run.cache / "engines")
 
+    # the structures
+
     @cached_property
-    def uncompressed(self) -> CompressedModel:
-        """The float32 network in the same form."""
-        return stitch(self.session.network, Candidate({}), self._lookup)
+    def hessians(self) -> Hessians:
+        """Of the unchanged network's layers."""
+        return Hessians(self.session.network, self._images, seed=self.session.settings.seed)
+
+    @cached_property
+    def base(self) -> Structured:
+        """The network as it is, with what the survey made of it."""
+        variant = Variant.base(self.session.network)
+        source = Surveyed(database=self.survey.database, rest=self._on_demand(variant, self.hessians))
+        return self._structured(variant, source, quantizers=self.survey.quantizers)
+
+    def structured(self, candidate: Candidate) -> Structured:
+        """The structure that ``candidate`` has; the last few are kept."""
+        structure = candidate.structure()
+        if not len(structure):
+            return self.base
+        if structure.id not in self._structures:
+            self._structures[structure.id] = self._derived(structure)
+            while len(self._structures) > STRUCTURES_KEPT:
+                self._structures.popitem(last=False)
+        self._structures.move_to_end(structure.id)
+        return self._structures[structure.id]
+
+    def _derived(self, structure: Candidate) -> Structured:
+        session = self.session
+        variant = make_variant(session, structure, self.hessians)
+        hessians = Hessians(variant.network, self._images, seed=session.settings.seed)
+        source = self._on_demand(variant, hessians)
+        return self._structured(variant, source, targets=self.base.float_statistics)
+
+    def _on_demand(self, variant: Variant, hessians: Hessians) -> OnDemand:
+        units = unit_layers(variant, self.session.space)
+        return OnDemand(network=variant.network, units=units, hessians=hessians, seed=self.session.settings.seed)
+
+    def _structured(self, variant: Variant, source: TensorSource, **known: Any) -> Structured:
+        session = self.session
+        return Structured(
+            variant,
+            session.space,
+            session.target.profile.placement,
+            source,
+            restoring=self.restoring,
+            calibration=session.calibration,
+            **known,
+        )
+
+    @cached_property
+    def _images(self) -> torch.Tensor:
+        """All calibration inputs."""
+        return torch.cat(list(self.session.calibration))
 
     # the steps
 
-    def _lookup(self, unit: str, choice: Choice) -> dict[str, Encoding]:
-        """Encodings of a choice: the survey's where it was priced, else made here (baselines)."""
-        storage = choice.without("activations")
-        if self.survey.database.has(unit, storage):
-            return self.survey.database.lookup(unit, storage)
-        step = storage.get("weights")
-        if not isinstance(step, QuantizeWeights):
-            return {}
-        made: dict[str, Encoding] = {}
-        state = self.session.network.module.state_dict()
-        for name in self.session.space.units[unit].layers:
-            layer = self.session.network.layers[name]
-            plain = dataclasses.replace(step, rounding="nearest")
-            made[layer.weight] = quantize_weight(state[layer.weight], plain, axis=layer.channel_axis)
-        return made
-
     def realise(self, candidate: Candidate) -> CompressedModel:
         """The candidate's tensors and quantizers, statistics re-estimated on the calibration images."""
-        network = self.session.network
-        compressed = stitch(network, candidate, self._lookup)
-        compressed = restore_statistics(network, compressed, self.restoring, self.float_statistics)
-        values = self.session.activation_values(candidate)
-        return compressed.replace(activations={k: self.survey.quantizers[k] for k in values})
+        return self.structured(candidate).realise(candidate)
 
     def records(self, compressed: CompressedModel) -> dict[str, bytes]:
-        """Coded tensors, symbols taken from the survey's where they are the same."""
-        known: dict[str, bytes] = {}
-        if not any(step.startswith("finish") for step in compressed.steps):
-            for unit in self.session.space.units:
-                storage = compressed.candidate[unit].without("activations")
-                if self.survey.database.has(unit, storage):
-                    known.update(self.survey.database.records(unit, storage))
-        return artifact.records(compressed, known)
+        """Coded tensors, symbols taken from where they were coded before."""
+        finished = any(step.startswith("finish") for step in compressed.steps)
+        candidate = compressed.candidate
+        return artifact.records(compressed, None if finished else self.structured(candidate).records(candidate))
 
     def write(self, compressed: CompressedModel, path: Path) -> int:
         """Write the file; returns its size on disk."""
@@ -123,22 +144,27 @@ class Evaluator:
             path.parent.mkdir(parents=True, exist_ok=True)
             return artifact.save(path, session.workload, session.network, compressed, self.records(compressed))
 
+    def simulated(self, compressed: CompressedModel) -> nn.Module:
+        """A module that computes what the compressed network computes."""
+        return simulated(self.structured(compressed.candidate).network, compressed)
+
     def quality(self, compressed: CompressedModel) -> Quality:
         """KL and metric of the simulated network on the search split."""
         workload = self.session.workload
-        scored = run_split(simulated(self.session.network, compressed), workload.search)
+        scored = run_split(self.simulated(compressed), workload.search)
         return judge(scored, self.reference, workload.metric, classes=workload.classes)
 
     def test_quality(self, compressed: CompressedModel) -> Quality:
         """The same on the test split, with the metric's interval. For finalists, once."""
         workload = self.session.workload
-        scored = run_split(simulated(self.session.network, compressed), workload.test)
+        scored = run_split(self.simulated(compressed), workload.test)
         return judge(scored, self.test_reference, workload.metric, classes=workload.classes, interval=True)
 
     def onnx(self, compressed: CompressedModel, batch_size: int | None = None) -> bytes:
         """The network as the target's engine is built from it."""
-        layers = set(self.session.int8_layers(compressed.candidate))
-        return self.exporter.export(compressed, self.session.target.profile.placement, layers, batch_size)
+        form = self.structured(compressed.candidate)
+        layers = set(form.int8_layers(compressed.candidate))
+        return form.exporter.export(compressed, form.placement, layers, batch_size)
 
     def latency(
         self, compressed: CompressedModel, batch_size: int | None = None, *, fresh: bool = False
@@ -150,22 +176,26 @@ class Evaluator:
             batch_size: default: the first of the settings.
             fresh: measure again even where the same structure was measured before.
         """
-        if self.session.network.graph is None:
+        form = self.structured(compressed.candidate)
+        if form.network.graph is None:
             return None
         batch = batch_size or self.session.settings.batch_size[0]
-        placement = self.session.target.profile.placement
-        key = self.exporter.structure_key(compressed, placement, batch)
+        key = form.exporter.structure_key(compressed, form.placement, batch)
         example: np.ndarray = self.session.workload.example(batch).numpy()
         return self.meter.measure(
             key,
             lambda: self.onnx(compressed, batch),
             example,
-            lambda: self.exporter.export(self.uncompressed, placement, set(), batch),
+            lambda: self.base.exporter.export(self.base.uncompressed, form.placement, set(), batch),
             fresh=fresh,
         )
 
     def evaluate(self, candidate: Candidate, path: Path) -> Completed:
         """All of it; the file is left at ``path``."""
+        return self.measure(candidate, path)[0]
+
+    def measure(self, candidate: Candidate, path: Path) -> tuple[Completed, CompressedModel]:
+        """:meth:`evaluate`, and the network itself."""
         seconds: dict[str, float] = {}
         with Stage("build", seconds):
             compressed = self.realise(candidate)
@@ -175,7 +205,7 @@ class Evaluator:
             quality = self.quality(compressed)
         with Stage("latency", seconds):
             timing = self.latency(compressed)
-        return Completed(
+        done = Completed(
             file_bytes=file_bytes,
             kl=quality.loss,
             score=quality.score,
@@ -184,14 +214,16 @@ class Evaluator:
             seconds=seconds,
             notes=self.execution_notes(compressed, timing[0] if timing else None),
         )
+        return done, compressed
 
     def execution_notes(self, compressed: CompressedModel, timing: Measurement | None) -> tuple[str, ...]:
         """Layers that were asked to run in int8 and do not, in the export or in the built engine."""
-        asked = self.session.int8_layers(compressed.candidate)
+        form = self.structured(compressed.candidate)
+        asked = form.int8_layers(compressed.candidate)
         if timing is None or not asked:
             return ()
-        layers = self.session.network.layers
-        exported = self.exporter.executes(compressed, set(asked))
+        layers = form.network.layers
+        exported = form.executes(compressed, set(asked))
         built = timing.conditions.get("layer_precisions", {})
         floats = [n for n in asked if exported[n] != "int8" or built.get(layers[n].weight, "int8") != "int8"]
         if not floats:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 
-from autocomp.core.candidate import Candidate
 from autocomp.core.hardware import Target
 from autocomp.core.network import Network
 from autocomp.core.progress import Progress, Silent
@@ -15,11 +15,10 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Workload
-from autocomp.graph.placement import quantized_values
+from autocomp.graph.coupling import Coupling, coupled_groups
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
 from autocomp.survey.space_file import load_space
-from autocomp.transforms.quantize import QuantizeActivations
 from autocomp.workloads.load import load_workload
 
 CALIBRATION_BATCH = 256
@@ -36,6 +35,7 @@ class Session:
         network: the folded, traced network.
         target: hardware profile and runtime.
         space: units and legal choices.
+        coupling: groups of channels that can only be removed together; found when first asked for.
         calibration: calibration inputs in batches [n, ...] float32.
     """
 
@@ -45,22 +45,8 @@ class Session:
     network: Network
     target: Target
     space: SearchSpace
+    coupling: Callable[[], Coupling]
     calibration: Sequence[torch.Tensor]
-
-    def int8_layers(self, candidate: Candidate) -> dict[str, str]:
-        """Layer → calibrator for the layers that ``candidate`` executes in int8."""
-        layers = {}
-        for unit in self.space.units.values():
-            step = candidate[unit.name].get("activations")
-            if isinstance(step, QuantizeActivations):
-                layers.update(dict.fromkeys(unit.layers, step.calibrator))
-        return layers
-
-    def activation_values(self, candidate: Candidate) -> dict[str, str]:
-        """Value → calibrator for the values that ``candidate`` quantizes on this target."""
-        if self.network.graph is None:
-            return {}
-        return quantized_values(self.network, self.int8_layers(candidate), self.target.profile.placement)
 
 
 def open_session(
@@ -72,7 +58,8 @@ def open_session(
     if workload is None:
         workload = load_workload(settings, progress)
     network = build_network(workload.model, workload.example())
-    space = load_space(settings.space, network, target.profile)
+    coupling = cache(partial(coupled_groups, network))
+    space = load_space(settings.space, network, target.profile, coupling)
     images = workload.calibration.head(settings.spend.calibration)
     calibration = [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]
     return Session(
@@ -82,5 +69,6 @@ def open_session(
         network=network,
         target=target,
         space=space,
+        coupling=coupling,
         calibration=calibration,
     )

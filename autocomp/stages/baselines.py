@@ -40,8 +40,8 @@ def measure_baselines(evaluator: Evaluator, limits: Limits, float32: Row, progre
     progress.stage("baselines", total=len(candidates))
     for name, candidate in candidates.items():
         path = evaluator.session.run.baselines / f"{name}.autocomp"
-        done = evaluator.evaluate(candidate, path)
-        test = evaluator.test_quality(evaluator.realise(candidate))  # nothing is chosen by it
+        done, compressed = evaluator.measure(candidate, path)
+        test = evaluator.test_quality(compressed)  # nothing is chosen by it
         row = make_row(name, candidate, done, limits, file=str(path))
         rows[name] = dataclasses.replace(row, score_test=test.score, score_test_ci95=test.interval)
         progress.advance()

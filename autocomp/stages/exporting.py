@@ -13,10 +13,11 @@ from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.errors import ConfigError, UnsupportedError
-from autocomp.runtimes.export import OnnxExporter
+from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
 from autocomp.stages.opening import settings_of
 from autocomp.stages.verifying import read_row
+from autocomp.survey.survey import load_survey
 
 FORMATS = ("autocomp", "onnx", "safetensors", "tensorrt")
 
@@ -74,13 +75,12 @@ def export_row(run: RunFolder, summary: RunSummary, pick: str, file_format: str,
             tensors = {k: e.decode().contiguous() for k, e in read_artifact(Path(row.file)).tensors().items()}
             write_atomic(target, save(tensors))
         else:
-            write_atomic(target, onnx_of(run, summary, row))
+            write_atomic(target, onnx_of(run, row))
     return target
 
 
-def onnx_of(run: RunFolder, summary: RunSummary, row: Row) -> bytes:
+def onnx_of(run: RunFolder, row: Row) -> bytes:
     """The ONNX form of a row's file, built from the run's own settings."""
     session = open_session(settings_of(run), run)
-    compressed = read_row(row)
-    layers = set(session.int8_layers(compressed.candidate))
-    return OnnxExporter(session.network).export(compressed, session.target.profile.placement, layers, None)
+    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
+    return evaluator.onnx(read_row(row))

@@ -63,7 +63,8 @@ def finish_row(evaluator: Evaluator, row: Row, limits: Limits) -> Finalist | Non
     candidate = Candidate.from_json(row.recipe)
     before = evaluator.realise(candidate)
     path = session.run.candidates / f"{candidate.id}-finished.autocomp"
-    weights = sum(layer.parameters for layer in session.network.layers.values())
+    network = evaluator.structured(candidate).network
+    weights = sum(layer.parameters for layer in network.layers.values())
     factor = 1.0
     for _ in range(PASSES):
         after = refit(evaluator, before, factor)
@@ -94,20 +95,21 @@ def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> 
     """One pass of the finisher, then activation ranges of the network it made."""
     session = evaluator.session
     finish = find_finish(session.settings.finish)
-    units = session.space.units.values()
-    by_layer = Candidate({layer: before.candidate[unit.name] for unit in units for layer in unit.layers})
+    form = evaluator.structured(before.candidate)
     found = finish(
-        session.network,
-        before.replace(candidate=by_layer),
+        form.network,
+        before.replace(candidate=form.by_layer(before.candidate)),
         session.calibration,
         step_factor=step_factor,
         seed=session.settings.seed,
     )
     after = found.compressed.replace(candidate=before.candidate)
-    values = session.activation_values(before.candidate)
-    symmetric = session.target.profile.placement.symmetric
     quantizers = calibrate_activations(
-        session.network, values, session.calibration, symmetric=symmetric, compressed=after
+        form.network,
+        form.activation_values(before.candidate),
+        session.calibration,
+        symmetric=form.placement.symmetric,
+        compressed=after,
     )
     return after.replace(activations=quantizers)
 

@@ -55,7 +55,7 @@ def make_row(
 
 def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
     """The uncompressed network: 4 bytes an element, its own scores, its latency in the same runtime."""
-    timing = evaluator.latency(evaluator.uncompressed)
+    timing = evaluator.latency(evaluator.base.uncompressed)
     done = Completed(
         file_bytes=evaluator.session.workload.float32_bytes(),
         kl=0.0,

@@ -13,7 +13,7 @@ from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
-from autocomp.evaluators.artifact import activations_of
+from autocomp.evaluators.artifact import read_compressed
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
@@ -103,12 +103,7 @@ def _score_check(name: str, claimed: float, measured: float) -> Check:
 
 def read_row(row: Row) -> CompressedModel:
     """The network in a row's file."""
-    artifact = read_artifact(Path(row.file or ""))
-    return CompressedModel(
-        candidate=Candidate.from_json(row.recipe),
-        tensors=artifact.tensors(),
-        activations=activations_of(artifact.manifest),
-    )
+    return read_compressed(Path(row.file or ""), Candidate.from_json(row.recipe))
 
 
 def _row_checks(evaluator: Evaluator, row: Row) -> list[Check]:

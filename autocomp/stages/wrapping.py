@@ -76,9 +76,10 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
         if best is not None and answer.compressed is not None:
             best = pack(evaluator, answer.compressed, best, run)
             executes: dict[str, str] = {}
-            if session.network.graph is not None:
-                asked = set(session.int8_layers(answer.compressed.candidate))
-                executes = evaluator.exporter.executes(answer.compressed, asked)
+            form = evaluator.structured(answer.compressed.candidate)
+            if form.network.graph is not None:
+                asked = set(form.int8_layers(answer.compressed.candidate))
+                executes = form.executes(answer.compressed, asked)
             layers = layer_table(evaluator, best, executes)
             extra = speed_notes(best, answer.timing, session.target.profile.title)
             hint = faster_note(best, answer.rows, session.workload.metric)

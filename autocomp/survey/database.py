@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,9 @@ from autocomp.core.encodings import Encoding
 from autocomp.core.run_folder import storage_errors, write_atomic
 from autocomp.core.steps import Choice
 from autocomp.errors import CorruptFileError
+from autocomp.survey.kept import Kept
 
 MAGIC = b"ACUNIT01"
-_CACHED_BYTES = 1 << 29  # decoded tensors kept at most, 512 MiB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,13 +133,12 @@ class Database:
 
     Args:
         files: unit → its file.
+        kept: tensors decoded already; the survey leaves here what it has just coded.
     """
 
     files: Mapping[str, Path]
+    kept: Kept = field(default_factory=Kept, repr=False)
     _open: dict[str, UnitFile] = field(default_factory=dict, init=False, repr=False)
-    _decoded: OrderedDict[tuple[str, str], dict[str, Encoding]] = field(
-        default_factory=OrderedDict, init=False, repr=False
-    )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"files": dict(self.files)}
@@ -173,18 +171,8 @@ class Database:
 
     def lookup(self, unit: str, choice: Choice) -> dict[str, Encoding]:
         """State-dict key → encoding; KeyError where it was not priced. Treat the tensors as read only."""
-        key = (unit, choice.key())
-        if key not in self._decoded:
-            self._decoded[key] = {n: decode_tensor(r) for n, r in self.records(unit, choice).items()}
-            while len(self._decoded) > 1 and self._decoded_bytes() > _CACHED_BYTES:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(key)
-        return dict(self._decoded[key])
-
-    def _decoded_bytes(self) -> int:
-        return sum(_size(e) for tensors in self._decoded.values() for e in tensors.values())
-
-
-def _size(encoding: Encoding) -> int:
-    tensor = encoding.values if hasattr(encoding, "values") else encoding.symbols
-    return int(tensor.numel() * tensor.element_size())
+        found = self.kept.get(unit, choice)
+        if found is None:
+            found = {n: decode_tensor(r) for n, r in self.records(unit, choice).items()}
+            self.kept.put(unit, choice, found)
+        return found

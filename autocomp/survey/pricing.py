@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,17 +14,16 @@ from autocomp.coding.tensors import decode_tensor, encode_tensor
 from autocomp.core.encodings import Encoding, FloatTensor
 from autocomp.core.network import Layer, Network
 from autocomp.core.space import Unit
-from autocomp.core.steps import Choice
+from autocomp.core.steps import FLOAT, Choice
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Entry
 from autocomp.survey.effects import Effects
+from autocomp.survey.kept import Kept
 from autocomp.transforms.compensate import Hessian
-from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
+from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.statistics import restore_layer
-
-HESSIAN_SAMPLES = 1 << 17
-"""Input vectors averaged into a Hessian at most: some twenty for each column of the widest layers."""
+from autocomp.transforms.weights import compress_layer, rounds_to_nearest
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,61 +33,66 @@ class Pricer:
     Attributes:
         network: folded float32 network.
         float_tensors: state-dict key → encoding of everything left alone.
-        calibration: gives the layers' inputs for the Hessians.
+        hessians: of the layers' inputs.
         sensitivity: runs a changed layer on to the outputs, on the first calibration images.
         images: the images of ``sensitivity`` [n, ...].
         effects: turns outputs into prices.
-        seed: of the positions that a Hessian samples.
+        kept: gets the tensors, so that the search need not decode them.
+        seed: of random initial values.
     """
 
     network: Network
     float_tensors: Mapping[str, Encoding]
-    calibration: PrefixRunner
+    hessians: Callable[[str], Hessian | None]
     sensitivity: PrefixRunner
     images: Tensor
     effects: Effects
+    kept: Kept
     seed: int = 0
     _waiting: dict[str, dict[Choice, dict[str, bytes]]] = field(default_factory=dict, init=False)
+    _tensors: dict[str, dict[Choice, dict[str, Encoding]]] = field(default_factory=dict, init=False)
 
     def visit(self, layer: Layer, unit: Unit, choices: Sequence[Choice]) -> dict[Choice, Entry] | None:
         """Make the layer's tensors for ``choices``; the unit's entries once all its layers were visited."""
         self.sensitivity.at(layer.name)
         made = self._encodings(layer, choices)
         parts = self._waiting.setdefault(unit.name, {c: {} for c in choices})
+        tensors = self._tensors.setdefault(unit.name, {c: {} for c in choices})
         # coding is one thread of integer arithmetic: the forward passes run beside it
         with ThreadPoolExecutor(max_workers=1) as coder:
             coding = {c: {n: coder.submit(encode_tensor, e) for n, e in t.items()} for c, t in made.items()}
-            runs = [c for c in choices if c.get("weights") is not None and unit.layers == (layer.name,)]
+            runs = [c for c in choices if c != FLOAT and unit.layers == (layer.name,)]
             alone = {c: self._run_layer(layer, made[c]) for c in runs}
             for choice, records in coding.items():
                 parts[choice].update({name: record.result() for name, record in records.items()})
+                tensors[choice].update(made[choice])
         if layer.name != unit.layers[-1]:
             return None
+        for choice, encodings in self._tensors.pop(unit.name).items():
+            self.kept.put(unit.name, choice, encodings)
         return {c: self._entry(c, r, alone.get(c)) for c, r in self._waiting.pop(unit.name).items()}
 
     def _entry(self, choice: Choice, records: dict[str, bytes], outputs: Tensor | None) -> Entry:
         """The price of ``choice``; ``outputs`` are computed here where they are None."""
-        if choice.get("weights") is None:
+        if choice == FLOAT:
             return Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records=records)
         outputs = self._run_unit(records) if outputs is None else outputs
         return Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records=records)
 
     def _encodings(self, layer: Layer, choices: Sequence[Choice]) -> dict[Choice, dict[str, Encoding]]:
         """State-dict key → encoding for each choice, with the layer's own output statistics restored."""
-        steps = {c: c.get("weights") for c in choices}
-        configs = [s for s in steps.values() if isinstance(s, QuantizeWeights)]
-        quantized = iter(quantize_layer(self.network, layer.name, configs, hessian=self._hessian(layer, configs)))
+        changed = [c for c in choices if c != FLOAT]
+        hessian = None if all(rounds_to_nearest(c) for c in changed) else self.hessians(layer.name)
+        problem = LayerProblem.of(self.network, layer.name, hessian=hessian, seed=self.seed)
         restores = layer.bias is not None and not layer.aliases and layer.kind != "embedding"
         target = _joined(layer, self.sensitivity.layer_output()) if restores else None
         keys = [k for k in (layer.weight, layer.bias) if k is not None]
-        out: dict[Choice, dict[str, Encoding]] = {}
-        for choice, step in steps.items():
-            tensors = {k: self.float_tensors[k] for k in keys}
-            if isinstance(step, QuantizeWeights):
-                tensors[layer.weight] = next(quantized)
-                if target is not None and step.bits != 16:
-                    tensors |= self._restored(layer, tensors, target)
-            out[choice] = tensors
+        out: dict[Choice, dict[str, Encoding]] = {c: {k: self.float_tensors[k] for k in keys} for c in choices}
+        for choice, encoding in zip(changed, compress_layer(problem, changed), strict=True):
+            out[choice][layer.weight] = encoding
+            exact = isinstance(encoding, FloatTensor) and choice.get("sparsity") is None
+            if target is not None and not exact:
+                out[choice] |= self._restored(layer, out[choice], target)
         return out
 
     def _restored(self, layer: Layer, tensors: Mapping[str, Encoding], target: Tensor) -> dict[str, Encoding]:
@@ -99,14 +103,6 @@ class Pricer:
         output = _joined(layer, self.sensitivity.layer_output(weight.decode(), bias.decode()))
         new_weight, new_bias = restore_layer(self.network, layer, weight, bias, target, output)
         return {layer.weight: new_weight, layer.bias: new_bias}
-
-    def _hessian(self, layer: Layer, configs: Sequence[QuantizeWeights]) -> Hessian | None:
-        """Of the layer's inputs, or None where no choice compensates."""
-        if layer.kind == "embedding" or all(c.rounding == "nearest" or c.bits == 16 for c in configs):
-            return None
-        self.calibration.at(layer.name)
-        module = self.network.module.get_submodule(layer.name)
-        return Hessian.of(module, self.calibration.layer_inputs(), samples=HESSIAN_SAMPLES, seed=self.seed)
 
     def _run_layer(self, layer: Layer, tensors: Mapping[str, Encoding]) -> Tensor:
         """Outputs with one layer changed."""

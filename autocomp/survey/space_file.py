@@ -6,23 +6,26 @@ Schema and worked examples: docs/search_spaces.md.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from autocomp.core import shipped
+from autocomp.core.candidate import Candidate
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Layer, Network
 from autocomp.core.space import SearchSpace, Unit
-from autocomp.core.steps import StepConfig
+from autocomp.core.steps import Choice, StepConfig
 from autocomp.errors import ConfigError
+from autocomp.graph.coupling import Coupling, coupled_groups
+from autocomp.survey import step_tables
 from autocomp.survey import toml_tables as toml
+from autocomp.transforms.low_rank import Factorise
+from autocomp.transforms.prune import PruneChannels
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
-
-# Optimal step of a uniform quantizer for a unit Gaussian (Max 1960, table II); 8 bits extrapolated.
-# It places nominal widths among step sizes, from most precise to coarsest.
-GAUSSIAN_STEP = {8: 0.0308, 7: 0.0569, 6: 0.1041, 5: 0.1881, 4: 0.3352, 3: 0.5860, 2: 0.9957}
+from autocomp.transforms.recipe import Recipe
+from autocomp.transforms.sparsify import Sparsify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class WeightOptions:
             grid = partial(QuantizeWeights, granularity=granularity, symmetric=symmetric, rounding=self.rounding)
             made += [grid(step=s) for s in self.steps]
             made += [grid(bits=b, scale=s) for b in self.bits if b != 16 for s in self.scale]
-        made = sorted(dict.fromkeys(made), key=_coarseness)
+        made = sorted(dict.fromkeys(made), key=_adaptive)
         return (*([None] if self.float32 else []), *made)
 
 
@@ -78,27 +81,54 @@ class ActivationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What holds for one layer: the file's tables with its overrides laid over."""
+class LayerRules:
+    """What holds for one layer: the file's tables with its overrides laid over.
+
+    Attributes:
+        weights, activations: tables of these names.
+        share: further ways to store weights.
+        prune, rank, sparsity: settings on the axes of these names, from mild to strong; none: left alone.
+    """
 
     weights: WeightOptions = field(default_factory=WeightOptions)
     activations: ActivationOptions = field(default_factory=ActivationOptions)
+    share: tuple[StepConfig, ...] = ()
+    prune: tuple[StepConfig, ...] = ()
+    rank: tuple[StepConfig, ...] = ()
+    sparsity: tuple[StepConfig, ...] = ()
 
 
-def load_space(name_or_path: str, network: Network, profile: HardwareProfile) -> SearchSpace:
+_STEP_TABLES: dict[str, tuple[type[StepConfig], str]] = {
+    "prune": (PruneChannels, "ratio"),
+    "rank": (Factorise, "rank"),
+    "sparsity": (Sparsify, "ratio"),
+}
+"""Tables that are one step each, and the field that says how strong it is."""
+
+_TABLES = ("weights", "activations", "share", *_STEP_TABLES)
+
+
+def load_space(
+    name_or_path: str,
+    network: Network,
+    profile: HardwareProfile,
+    coupling: Callable[[], Coupling] | None = None,
+) -> SearchSpace:
     """The search space of a file for this network on this device.
 
     Args:
-        name_or_path: name of a shipped space ("default") or path of a TOML file.
+        name_or_path: name of a shipped space ("joint") or path of a TOML file.
         network: gives the layers.
-        profile: rules out int8 execution for layer kinds that it does not list with "int8".
+        profile: rules out int8 execution for layer kinds that it does not list with "int8"; its channel
+            multiple holds for pruning.
+        coupling: the network's groups of channels; found here where None. Asked only where the space prunes.
 
     Raises:
         UnknownNameError: no such space; the nearest names are offered.
         ConfigError: the file, key, value and remedy in one line.
     """
     path = shipped.resolve("search_spaces", "space", name_or_path)
-    return space_from_toml(toml.parse(path), network, profile, file=path.name, name=path.stem)
+    return space_from_toml(toml.parse(path), network, profile, coupling, file=path.name, name=path.stem)
 
 
 def list_spaces() -> list[dict[str, str]]:
@@ -112,49 +142,129 @@ def list_spaces() -> list[dict[str, str]]:
 
 
 def space_from_toml(
-    data: Mapping[str, Any], network: Network, profile: HardwareProfile, *, file: str, name: str
+    data: Mapping[str, Any],
+    network: Network,
+    profile: HardwareProfile,
+    coupling: Callable[[], Coupling] | None = None,
+    *,
+    file: str,
+    name: str,
 ) -> SearchSpace:
     """:func:`load_space` on a parsed file; ``file`` names it in messages."""
-    toml.known(data, ("description", "weights", "activations", "leave", "override", "group"), file, "")
+    toml.known(data, ("description", *_TABLES, "leave", "override", "group"), file, "")
     _description(data, file)
-    base = Rules(
-        weights=_options(WeightOptions(), toml.table(data, "weights", file), file, "weights"),
-        activations=_options(ActivationOptions(), toml.table(data, "activations", file), file, "activations"),
-    )
+    prune = toml.table(data, "prune", file)
+    multiple = _multiple(prune.pop("multiple", None), profile, file)
+    base = _layer_rules(LayerRules(), data, file, "")
     leave = toml.table(data, "leave", file)
     toml.known(leave, ("layers",), file, "leave")
     left = toml.matching(
         toml.texts(leave.get("layers", []), file, "leave.layers"), network.layers, file, "leave.layers"
     )
     rules = _overridden(base, toml.tables(data, "override", file), network, file)
+    grouped = _grouped(toml.tables(data, "group", file), network, left, file)
+    recipe = Recipe(
+        network=network, coupling=coupling or cache(partial(coupled_groups, network)), units=grouped, multiple=multiple
+    )
     notes: list[str] = []
     units: dict[str, Unit] = {}
-    for unit_name, layers in _grouped(toml.tables(data, "group", file), network, left, file).items():
+    for unit_name, layers in grouped.items():
         _same_rules(unit_name, layers, rules, file)
         members = [network.layers[layer] for layer in layers]
         int8 = _int8_allowed(unit_name, members, rules[layers[0]].activations, network, profile, notes)
-        units[unit_name] = Unit(name=unit_name, layers=layers, axes=_axes(rules[layers[0]], members, int8, file))
+        axes = _axes(unit_name, rules[layers[0]], members, recipe, int8, file, notes)
+        units[unit_name] = Unit(name=unit_name, layers=layers, axes=axes)
     if not units:
         raise ConfigError(f"{file}: leave.layers leaves every layer alone; nothing remains to search")
-    return SearchSpace(name=name, units=units, notes=tuple(dict.fromkeys(notes)))
+    if not any(len(options) > 1 or options[0] is not None for u in units.values() for options in u.axes.values()):
+        why = f" ({notes[0]})" if notes else ""
+        raise ConfigError(f"{file}: no layer has a legal choice besides float32{why}; give bits, steps or ratios")
+    return SearchSpace(name=name, units=units, notes=tuple(dict.fromkeys(notes)), rules=recipe)
+
+
+def _multiple(value: Any, profile: HardwareProfile, file: str) -> int:
+    """Numbers of channels that stay are multiples of it: the file's, or what the profile asks for at most."""
+    if value is None:
+        return max(profile.channel_multiple.values(), default=1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{file}: prune.multiple = {value!r}; give a number of channels, 1 or more")
+    return value
+
+
+def _layer_rules(base: LayerRules, data: Mapping[str, Any], file: str, where: str) -> LayerRules:
+    """``base`` with the tables of ``data`` laid over."""
+    place = f"{where}." if where else ""
+    changes: dict[str, Any] = {
+        "weights": _options(base.weights, toml.table(data, "weights", file, where), file, f"{place}weights"),
+        "activations": _options(
+            base.activations, toml.table(data, "activations", file, where), file, f"{place}activations"
+        ),
+    }
+    if "share" in data:
+        changes["share"] = step_tables.by_kind(toml.tables(data, "share", file), "weights", file, f"{place}share")
+    for axis, (kind, strength) in _STEP_TABLES.items():
+        table = toml.table(data, axis, file, where)
+        if axis in data:
+            made = step_tables.settings(kind, table, file, f"{place}{axis}") if table else ()
+            changes[axis] = tuple(sorted(made, key=lambda s: _strength(s, strength)))
+    return replace(base, **changes)
+
+
+def _strength(step: StepConfig, field_name: str) -> float:
+    """Sort key from mild to strong: the share that goes."""
+    value = getattr(step, field_name)
+    if value is None:  # a pattern N:M
+        keep, _, size = str(getattr(step, "pattern", "1:1")).partition(":")
+        return 1.0 - int(keep) / int(size)
+    return -float(value) if field_name == "rank" else float(value)
 
 
 # what the tables mean
 
 
-def _axes(rules: Rules, layers: Sequence[Layer], int8: bool, file: str) -> dict[str, tuple[StepConfig | None, ...]]:
-    """Legal options by axis."""
+def _axes(
+    unit: str,
+    rules: LayerRules,
+    layers: Sequence[Layer],
+    recipe: Recipe,
+    int8: bool,
+    file: str,
+    notes: list[str],
+) -> dict[str, tuple[StepConfig | None, ...]]:
+    """Legal options by axis, in recipe order."""
     weights = rules.weights
     if any(layer.kind == "embedding" for layer in layers):
         # an embedding selects rows: there is no input whose error could be compensated
         weights = replace(weights, rounding="nearest")
     try:
-        options = weights.options()
+        stored: tuple[StepConfig | None, ...] = weights.options()
     except ConfigError as error:
         raise ConfigError(f"{file}: weights: {error}") from None
-    if not options:
+    out: dict[str, tuple[StepConfig | None, ...]] = {}
+    for axis in _STEP_TABLES:
+        legal = _legal(unit, axis, getattr(rules, axis), recipe, notes)
+        if legal:
+            out[axis] = (None, *legal)
+    shared = _legal(unit, "weights", rules.share, recipe, notes)
+    if shared:
+        every = [s for s in (*stored, *shared) if s is not None]
+        stored = (*([None] if weights.float32 else []), *sorted(dict.fromkeys(every), key=step_tables.coarseness))
+    if not stored:
         raise ConfigError(f"{file}: weights: no option for {layers[0].name}; give bits, steps or float32 = true")
-    return {"weights": options, "activations": rules.activations.options(int8=int8)}
+    out["weights"] = stored
+    out["activations"] = rules.activations.options(int8=int8)
+    return out
+
+
+def _legal(
+    unit: str, axis: str, options: Sequence[StepConfig], recipe: Recipe, notes: list[str]
+) -> tuple[StepConfig, ...]:
+    """The options that are legal for the unit by themselves; one note where none of several is."""
+    reasons = {step: recipe.reason(Candidate({unit: Choice((step,))})) for step in options}
+    legal = tuple(step for step, reason in reasons.items() if reason is None)
+    if options and not legal and not (axis == "prune" and recipe.follows(unit)):
+        notes.append(f"{axis} left out for {next(r for r in reasons.values() if r)}")
+    return legal
 
 
 def _int8_allowed(
@@ -182,25 +292,23 @@ def _int8_allowed(
     return True
 
 
-def _overridden(base: Rules, overrides: Sequence[Mapping[str, Any]], network: Network, file: str) -> dict[str, Rules]:
+def _overridden(
+    base: LayerRules, overrides: Sequence[Mapping[str, Any]], network: Network, file: str
+) -> dict[str, LayerRules]:
     """Layer → its rules; later overrides are laid over earlier ones, key by key."""
     rules = dict.fromkeys(network.layers, base)
     for number, table in enumerate(overrides, start=1):
         where = f"override {number}"
-        toml.known(table, ("match", "weights", "activations"), file, where)
+        toml.known(table, ("match", *_TABLES), file, where)
         if "match" not in table:
             raise ConfigError(f"{file}: {where}: match is missing; give a layer name or a glob such as 'layer1.*'")
-        activations = toml.table(table, "activations", file, where)
-        if "calibrator" in activations:
-            raise ConfigError(f"{file}: {where}.activations.calibrator: one calibrator holds for the whole space")
+        for axis, key in (("activations", "calibrator"), ("prune", "multiple")):
+            if key in toml.table(table, axis, file, where):
+                raise ConfigError(f"{file}: {where}.{axis}.{key}: one {key} holds for the whole space")
         for layer in toml.matching(
             toml.texts(table["match"], file, f"{where}.match"), network.layers, file, f"{where}.match"
         ):
-            old = rules[layer]
-            rules[layer] = Rules(
-                weights=_options(old.weights, toml.table(table, "weights", file, where), file, f"{where}.weights"),
-                activations=_options(old.activations, activations, file, f"{where}.activations"),
-            )
+            rules[layer] = _layer_rules(rules[layer], table, file, where)
     return rules
 
 
@@ -230,7 +338,7 @@ def _grouped(
     return units
 
 
-def _same_rules(unit: str, layers: Sequence[str], rules: Mapping[str, Rules], file: str) -> None:
+def _same_rules(unit: str, layers: Sequence[str], rules: Mapping[str, LayerRules], file: str) -> None:
     for layer in layers[1:]:
         if rules[layer] != rules[layers[0]]:
             raise ConfigError(
@@ -239,10 +347,9 @@ def _same_rules(unit: str, layers: Sequence[str], rules: Mapping[str, Rules], fi
             )
 
 
-def _coarseness(step: QuantizeWeights) -> tuple[float, int, int, str]:
+def _adaptive(step: QuantizeWeights) -> tuple[float, int, int, str]:
     """Sort key: the step in standard deviations, then the more adaptive grid first."""
-    size = step.step if step.step is not None else GAUSSIAN_STEP.get(int(step.bits or 16), 0.0)
-    return (size, step.granularity == "tensor", step.symmetric, step.scale)
+    return (step_tables.coarseness(step)[0], step.granularity == "tensor", step.symmetric, step.scale)
 
 
 # reading the file

@@ -34,8 +34,12 @@ from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Database, Entry, UnitFile, write_unit
 from autocomp.survey.effects import Effects
 from autocomp.survey.execution import candidate_values, execution_choices, int8_layers, price_execution
+from autocomp.survey.hessians import Hessians
+from autocomp.survey.kept import Kept
 from autocomp.survey.pricing import Pricer
+from autocomp.survey.structure import StructurePricer, structure_choices, structure_prices
 from autocomp.transforms.calibrate import calibrate_activations
+from autocomp.transforms.recipe import Recipe
 from autocomp.transforms.stitch import float_encodings
 
 FORMAT = 1  # of what is priced and how; another value prices everything anew
@@ -102,25 +106,48 @@ def survey(
     activations = cache / "survey" / f"{_execution_key(key, network, space, profile)}.unit"
     runs_int8 = bool(execution_choices(space))
     todo = [name for name, choices in missing.items() if choices]
-    total = len(files) + runs_int8
+    structural = structure_choices(space)
+    structures = {n: cache / "survey" / f"{_structure_key(key, network, space, n)}.unit" for n in structural}
+    unpriced = [n for n, file in structures.items() if _unreadable(file, structural[n])]
     execution_done = not runs_int8 or _readable(activations) is not None
-    progress.stage("survey", total=total, done=len(files) - len(todo) + (runs_int8 and execution_done))
-    tensors = float_encodings(network)
-    if todo or not execution_done:
+    total = len(files) + runs_int8 + len(structural)
+    left = len(todo) + (runs_int8 and not execution_done) + len(unpriced)
+    progress.stage("survey", total=total, done=total - left)
+    tensors, kept = float_encodings(network), Kept()
+    hessians = Hessians(network, images, seed=seed)
+    if todo or unpriced or not execution_done:
         with torch.inference_mode():
             reference = first_tensor(network.module(few)).float()
         effects = Effects(reference=reference, classes=workload.classes, seed=seed)
+    if todo:
         pricer = Pricer(
             network=network,
             float_tensors=tensors,
-            calibration=PrefixRunner(network, images),
+            hessians=hessians,
             sensitivity=PrefixRunner(network, few),
             images=few,
             effects=effects,
+            kept=kept,
             seed=seed,
         )
         _price_units(pricer, space, missing, files, progress)
         del pricer
+    if unpriced:
+        _price_structures(
+            StructurePricer(
+                network=network,
+                recipe=_recipe(space),
+                hessians=hessians,
+                images=few,
+                batches=calibration[:1],
+                effects=effects,
+                seed=seed,
+            ),
+            {n: structural[n] for n in unpriced},
+            structures,
+            progress,
+        )
+    del hessians
     quantizers = _calibrated(network, space, profile, calibration)
     if not execution_done:
         begin = time.perf_counter()
@@ -132,21 +159,28 @@ def survey(
         "format": FORMAT,
         "units": {name: path.name for name, path in files.items()},
         "execution": activations.name if runs_int8 else None,
+        "structure": {name: path.name for name, path in structures.items()},
         "quantizers": {k: q.to_json() for k, q in quantizers.items()},
         **_overheads(workload, network, space, tensors, quantizers),
     }
     with storage_errors(cache):
         write_atomic(cache / INDEX, json.dumps(index).encode())
-    found = load_survey(network, space, cache)
+    found = load_survey(network, space, cache, kept)
     for unit, prices in found.prices.storage.items():
-        lost = len(space.units[unit].choices(axes=_storage_axes(space.units[unit]))) - len(prices.choices)
+        lost = len(space.units[unit].choices(axes=space.units[unit].storage_axes())) - len(prices.choices)
         if lost:
             progress.note(f"{unit}: {lost} choices left out: the network's outputs are not finite with them")
     return found
 
 
-def load_survey(network: Network, space: SearchSpace, cache: Path) -> Survey:
+def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | None = None) -> Survey:
     """Read the survey that :func:`survey` left in ``cache``, as another process does.
+
+    Args:
+        network: what was surveyed.
+        space: its units and choices.
+        cache: folder.
+        kept: tensors that are in memory already.
 
     Raises:
         CorruptFileError: there is none for this space, or it is damaged.
@@ -154,18 +188,32 @@ def load_survey(network: Network, space: SearchSpace, cache: Path) -> Survey:
     path = cache / INDEX
     try:
         index = json.loads(path.read_text())
-        database = Database({u: cache / "survey" / index["units"][u] for u in space.units})
+        database = Database({u: cache / "survey" / index["units"][u] for u in space.units}, kept or Kept())
         storage = {u.name: _storage_prices(database, u) for u in space.units.values()}
         execution, seconds = {}, sum(database.seconds(u) for u in space.units)
         if index["execution"] is not None:
             file = UnitFile(cache / "survey" / index["execution"])
             seconds += file.seconds
             execution = _execution_prices(file, space, index["execution_bytes"])
+        measured = {n: UnitFile(cache / "survey" / f) for n, f in index["structure"].items()}
+        seconds += sum(f.seconds for f in measured.values())
+        structure = {}
+        if measured:
+            found = {n: {k: f.entry(k) for k in f.choices()} for n, f in measured.items()}
+            structure = structure_prices(space, _recipe(space), found)
         quantizers = {k: ActivationQuantizer.from_json(q) for k, q in index["quantizers"].items()}
         fixed = int(index["fixed_bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path}: no survey of space {space.name} can be read ({error}); run again") from error
-    prices = PriceTable(storage=storage, execution=execution, fixed_bytes=fixed, seconds={"survey": seconds})
+    macs = {u.name: sum(network.layers[n].macs for n in u.layers) for u in space.units.values()}
+    prices = PriceTable(
+        storage=storage,
+        execution=execution,
+        structure=structure,
+        macs=macs,
+        fixed_bytes=fixed,
+        seconds={"survey": seconds},
+    )
     return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
 
 
@@ -219,6 +267,26 @@ def _price_units(
             progress.advance(unit=unit.name)
 
 
+def _price_structures(
+    pricer: StructurePricer,
+    choices: Mapping[str, tuple[Choice, ...]],
+    files: Mapping[str, Path],
+    progress: Progress,
+) -> None:
+    """Measure structural decisions; write each one's file when it is known."""
+    for name, options in choices.items():
+        begin = time.perf_counter()
+        entries = pricer.price(name.rpartition(":")[0], options)
+        write_unit(files[name], entries, time.perf_counter() - begin)
+        progress.advance(unit=name)
+
+
+def _recipe(space: SearchSpace) -> Recipe:
+    """The rules of a space that changes structure."""
+    assert isinstance(space.rules, Recipe)
+    return space.rules
+
+
 def _calibrated(
     network: Network, space: SearchSpace, profile: HardwareProfile, calibration: Sequence[Tensor]
 ) -> dict[str, ActivationQuantizer]:
@@ -255,12 +323,8 @@ def _overheads(
 # prices from files
 
 
-def _storage_axes(unit: Unit) -> tuple[str, ...]:
-    return tuple(a for a in unit.axes if a != "activations")
-
-
 def _storage_prices(database: Database, unit: Unit) -> Prices:
-    choices = unit.choices(axes=_storage_axes(unit))
+    choices = unit.choices(axes=unit.storage_axes())
     entries = {c: database.entry(unit.name, c) for c in choices}
     usable = [c for c in choices if np.isfinite(entries[c].kl)]
     ordered = sorted(usable, key=lambda c: (c != FLOAT, -entries[c].bytes))
@@ -310,6 +374,18 @@ def _unit_key(key: str, network: Network, unit: Unit) -> str:
     return _digest(key, [(n, network.layers[n].weight) for n in unit.layers])
 
 
+def _structure_key(key: str, network: Network, space: SearchSpace, name: str) -> str:
+    unit, _, axis = name.rpartition(":")
+    options = [None if o is None else o.to_json() for o in space.units[unit].axes[axis]]
+    return _digest(key, "structure", space.units[unit].layers, axis, options, _recipe(space).multiple)
+
+
+def _unreadable(path: Path, choices: Sequence[Choice]) -> bool:
+    """Whether the prices of these choices have to be measured."""
+    file = _readable(path)
+    return file is None or any(c.key() not in file for c in choices)
+
+
 def _execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:
     layers = int8_layers(space, list(execution_choices(space)))
     units = [(u, space.units[u].layers) for u in execution_choices(space)]
@@ -327,4 +403,4 @@ def _readable(path: Path) -> UnitFile | None:
 def _missing(path: Path, unit: Unit) -> list[Choice]:
     """Storage choices of the unit that the file does not hold."""
     file = _readable(path)
-    return [c for c in unit.choices(axes=_storage_axes(unit)) if file is None or c.key() not in file]
+    return [c for c in unit.choices(axes=unit.storage_axes()) if file is None or c.key() not in file]

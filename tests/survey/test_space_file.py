@@ -13,7 +13,8 @@ from autocomp.core.network import Network
 from autocomp.core.space import SearchSpace
 from autocomp.errors import ConfigError, UnknownNameError
 from autocomp.graph.trace import build_network
-from autocomp.survey.space_file import GAUSSIAN_STEP, list_spaces, load_space, space_from_toml
+from autocomp.survey.space_file import list_spaces, load_space, space_from_toml
+from autocomp.survey.step_tables import GAUSSIAN_STEP
 from autocomp.testing.networks import ResidualNet, randomised
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 

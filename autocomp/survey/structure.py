@@ -1,0 +1,121 @@
+"""Prices of structural decisions: what removing channels or factorising a layer does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.network import Network
+from autocomp.core.prices import StructurePrices
+from autocomp.core.space import SearchSpace
+from autocomp.core.steps import FLOAT, STRUCTURE_AXES, Choice
+from autocomp.core.variant import Variant
+from autocomp.errors import DataError, UnsupportedError
+from autocomp.graph.capture import first_tensor
+from autocomp.survey.database import Entry
+from autocomp.survey.effects import Effects
+from autocomp.survey.hessians import Hessians
+from autocomp.transforms.low_rank import Factorise, approximation
+from autocomp.transforms.prune import PruneChannels, prune_channels
+from autocomp.transforms.recipe import Recipe
+
+
+def structure_choices(space: SearchSpace) -> dict[str, tuple[Choice, ...]]:
+    """ "<unit>:<axis>" → its choices, the unchanged one first; only where there is a choice."""
+    out = {}
+    for unit in space.units.values():
+        for axis in STRUCTURE_AXES:
+            options = unit.axes.get(axis, ())
+            if any(o is not None for o in options):
+                out[f"{unit.name}:{axis}"] = tuple(FLOAT if o is None else Choice((o,)) for o in options)
+    return out
+
+
+def structure_prices(
+    space: SearchSpace, recipe: Recipe, entries: Mapping[str, Mapping[str, Entry]]
+) -> dict[str, StructurePrices]:
+    """The price table's structural part: "<unit>:<axis>" → prices, from what was measured and from shapes.
+
+    Args:
+        space: units and choices.
+        recipe: knows what a structure leaves of each unit.
+        entries: "<unit>:<axis>" → choice key → entry.
+    """
+    out = {}
+    for name, choices in structure_choices(space).items():
+        unit = name.rpartition(":")[0]
+        measured = [entries[name][c.key()] for c in choices]
+        usable = [i for i, e in enumerate(measured) if np.isfinite(e.kl)]
+        kept = [recipe.shares(Candidate({unit: choices[i]})) for i in usable]
+        changed = dict.fromkeys(u for shares in kept for u in shares)
+        out[name] = StructurePrices(
+            choices=tuple(choices[i] for i in usable),
+            bytes=np.zeros(len(usable), dtype=np.int64),
+            kl=np.array([measured[i].kl for i in usable], dtype=np.float64),
+            delta=np.stack([measured[i].delta for i in usable]),
+            shares={u: np.array([shares.get(u, 1.0) for shares in kept]) for u in changed},
+        )
+    return out
+
+
+@dataclass(kw_only=True, eq=False)
+class StructurePricer:
+    """Measures structural choices one by one on float32 weights.
+
+    Attributes:
+        network: folded, unchanged.
+        recipe: gives the groups of channels and the target's multiple.
+        hessians: of the layers' inputs.
+        images: calibration inputs [n, ...] that logit changes are measured on.
+        batches: calibration inputs that pruned layers are refitted on.
+        effects: turns outputs into prices.
+        seed: of what is random.
+    """
+
+    network: Network
+    recipe: Recipe
+    hessians: Hessians
+    images: Tensor
+    batches: Sequence[Tensor]
+    effects: Effects
+    seed: int = 0
+
+    def price(self, unit: str, choices: Sequence[Choice]) -> dict[str, Entry]:
+        """Choice key → price of each of a unit's choices on one structural axis."""
+        return {c.key(): self._entry(unit, c) for c in choices}
+
+    def _entry(self, unit: str, choice: Choice) -> Entry:
+        if choice == FLOAT:
+            return Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records={})
+        try:
+            outputs = self._outputs(unit, choice)
+        except (UnsupportedError, DataError):  # no stable decomposition, or activations that are not finite
+            return Entry(kl=float("inf"), delta=np.zeros(self.effects.length, np.float32), records={})
+        return Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records={})
+
+    def _outputs(self, unit: str, choice: Choice) -> Tensor:
+        step = choice.steps[0]
+        module, tensors = self.network.module, {}
+        if isinstance(step, PruneChannels):
+            roots = [n for n in self.recipe.units[unit] if n in self.recipe.coupling().groups]
+            variant = prune_channels(
+                Variant.base(self.network),
+                dict.fromkeys(roots, step),
+                coupling=self.recipe.coupling(),
+                batches=self.batches,
+                multiple=self.recipe.multiple,
+                seed=self.seed,
+            )
+            module = variant.network.module
+        elif isinstance(step, Factorise):
+            for name in self.recipe.units[unit]:
+                layer = self.network.layers[name]
+                weight = module.get_parameter(layer.weight)
+                tensors[layer.weight] = approximation(weight, layer, step, self.hessians(name), self.seed)
+        with torch.inference_mode():
+            return first_tensor(torch.func.functional_call(module, tensors, (self.images,))).float()

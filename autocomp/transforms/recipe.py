@@ -1,0 +1,153 @@
+"""The recipe of a candidate: which steps are legal together, and what they leave of each layer.
+
+Order: prune (10), factorise (20), sparsify (30), quantise or share (40), activations (50). Everything here
+looks at shapes only; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.edits import Resize
+from autocomp.core.network import Layer, Network
+from autocomp.core.steps import Choice
+from autocomp.graph._cuts import resized
+from autocomp.graph.coupling import Coupling
+from autocomp.transforms.low_rank import Factorise, factor_specs, legal_factorise
+from autocomp.transforms.prune import PruneChannels, kept_entries, legal_prune
+from autocomp.transforms.weights import legal_weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """The rules of one network.
+
+    Attributes:
+        network: folded, unchanged.
+        coupling: gives its groups of channels; asked only where a candidate prunes.
+        units: unit → its layers.
+        multiple: channel counts are kept at multiples of it.
+    """
+
+    network: Network
+    coupling: Callable[[], Coupling]
+    units: Mapping[str, tuple[str, ...]]
+    multiple: int = 1
+
+    def reason(self, candidate: Candidate) -> str | None:
+        """Why the candidate is illegal (one line), or None."""
+        found = self._first_obstacle(candidate)
+        return None if found is None else f"{found[0]}: {found[2]}"
+
+    def legal(self, candidate: Candidate) -> Candidate:
+        """``candidate`` without the steps that are illegal in it; itself where it is legal."""
+        while (found := self._first_obstacle(candidate)) is not None:
+            unit, axis, _ = found
+            candidate = candidate.replace({unit: candidate[unit].without(axis)})
+        return candidate
+
+    def follows(self, unit: str) -> bool:
+        """Whether the unit's channels are removed with another unit's, so that it has no decision of its own."""
+        coupling = self.coupling()
+        roots = {n for g in coupling.groups.values() for n in g.layers} - set(coupling.groups)
+        return all(name in roots for name in self.units[unit])
+
+    def _first_obstacle(self, candidate: Candidate) -> tuple[str, str, str] | None:
+        """(unit, axis, reason) of the first step that cannot be carried out."""
+        unknown = [u for u in candidate if u not in self.units]
+        if unknown:
+            return unknown[0], "", "the network has no such unit"
+        for unit, choice in candidate.items():
+            step = choice.get("prune")
+            if isinstance(step, PruneChannels):
+                reason = self._prune_obstacle(unit, step)
+                if reason is not None:
+                    return unit, "prune", reason
+        shapes = self._pruned(candidate)
+        for unit, choice in candidate.items():
+            for name in self.units[unit]:
+                obstacle = self._layer_obstacle(shapes.get(name, self.network.layers[name]), choice)
+                if obstacle is not None:
+                    return unit, *obstacle
+        return None
+
+    def _prune_obstacle(self, unit: str, step: PruneChannels) -> str | None:
+        groups = self.coupling().groups
+        roots = [n for n in self.units[unit] if n in groups]
+        if not roots:
+            refused = {s.name: s.reason for s in self.coupling().refused}
+            known = next((refused[n] for n in self.units[unit] if n in refused), None)
+            return known or "its channels are removed with another layer's"
+        return next((r for n in roots if (r := legal_prune(groups[n], step.ratio, self.multiple))), None)
+
+    def _layer_obstacle(self, layer: Layer, choice: Choice) -> tuple[str, str] | None:
+        """(axis, reason) for a layer of the pruned shape."""
+        parts = [layer]
+        step = choice.get("rank")
+        if isinstance(step, Factorise):
+            reason = legal_factorise(layer, step, self.network)
+            if reason is not None:
+                return "rank", reason
+            parts = self._factors(layer, step)
+        for part in parts:
+            reason = legal_weights(part, choice.storage())
+            if reason is not None:
+                axis = "sparsity" if choice.get("sparsity") is not None else "weights"
+                return axis, reason
+        return None
+
+    def _factors(self, layer: Layer, step: Factorise) -> list[Layer]:
+        """The layers of a chain."""
+        made = []
+        for spec in factor_specs(layer, step, self.network.module.get_submodule(layer.name)):
+            shape = (spec.outputs, spec.inputs // spec.groups, *spec.kernel)
+            made.append(dataclasses.replace(layer, weight_shape=shape, groups=spec.groups))
+        return made
+
+    def _pruned(self, candidate: Candidate) -> dict[str, Layer]:
+        """Layers whose shape the candidate's pruning changes."""
+        keep = {}
+        for unit, choice in candidate.items():
+            step = choice.get("prune")
+            if not isinstance(step, PruneChannels):
+                continue
+            for root in self.units[unit]:
+                group = self.coupling().groups.get(root)
+                if group is not None:
+                    keep[root] = torch.arange(group.channels) < kept_entries(group, step.ratio, self.multiple)
+        if not keep:
+            return {}
+        edits, _ = resized(self.network.module, self.coupling().masks(keep))
+        found = {}
+        for edit in edits:
+            layer = self.network.layers.get(edit.path)
+            if layer is not None and isinstance(edit, Resize):
+                groups = edit.attributes.get("groups", layer.groups)
+                found[layer.name] = dataclasses.replace(
+                    layer,
+                    weight_shape=edit.shapes.get("weight", layer.weight_shape),
+                    groups=groups if isinstance(groups, int) else layer.groups,
+                )
+        return found
+
+    def shares(self, candidate: Candidate) -> dict[str, float]:
+        """Unit → share of its weights that the candidate's structure keeps, for units where it is not all."""
+        shapes = self._pruned(candidate)
+        out = {}
+        for unit, layers in self.units.items():
+            before = after = 0
+            for name in layers:
+                layer = shapes.get(name, self.network.layers[name])
+                step = candidate[unit].get("rank")
+                parts = self._factors(layer, step) if isinstance(step, Factorise) else [layer]
+                before += math.prod(self.network.layers[name].weight_shape)
+                after += sum(math.prod(p.weight_shape) for p in parts)
+            if after != before:
+                out[unit] = after / before
+        return out
