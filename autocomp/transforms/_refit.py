@@ -1,0 +1,127 @@
+"""Least-squares compensation: what the remaining inputs of a layer can do for those that were removed.
+
+With H = E[xxᵀ] of the layer's inputs and K the columns that stay, W' = W H[:, K] H[K, K]⁻¹ minimises
+E‖Wx − W'x_K‖²; with a bias, H is the covariance and the bias takes up the means. He et al. 2017 ("Channel
+Pruning for Accelerating Very Deep Neural Networks", section 3.1) refit weights so; ours does it in closed
+form and on the inputs of the network as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from autocomp.core.network import Network
+from autocomp.graph.program import Program
+from autocomp.transforms.compensate import DAMPING, Hessian, Moments
+from autocomp.transforms.observe import image_chunks
+from autocomp.transforms.patches import Patches, has_patches, weight_from_rows, weight_rows
+
+_CHUNK = 16  # images whose patches are made at a time
+_HESSIAN_VALUES = 1 << 28  # floats of second moments held at once (1 GiB)
+
+
+def refitted(network: Network, inputs: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Weights and biases of layers that lose inputs, fitted so that their outputs change least.
+
+    Args:
+        network: before anything is removed; read only.
+        inputs: layer → bool [inputs of one convolution group], which input channels stay.
+        batches: calibration inputs [n, ...].
+
+    Returns:
+        State-dict key → float32 tensor of the old shape; its removed columns mean nothing. Layers that
+        are no linear map of their input are left out.
+
+    Raises:
+        DataError: no calibration inputs, or activations that are not finite.
+    """
+    names = [
+        n for n in inputs if has_patches(network.module.get_submodule(n)) and network.layers[n].input_value is not None
+    ]
+    found: dict[str, Tensor] = {}
+    for part in _parts(network, names):
+        for name, hessian in _hessians(network, part, batches).items():
+            found.update(_fit(network, name, inputs[name], hessian))
+    return found
+
+
+def _parts(network: Network, names: Sequence[str]) -> Iterator[list[str]]:
+    """Layers whose second moments fit into memory together."""
+    part: list[str] = []
+    held = 0
+    for name in names:
+        layer = network.layers[name]
+        inputs = layer.weight_shape[1 - layer.channel_axis] // (layer.groups if layer.channel_axis else 1)
+        size = layer.groups * (inputs * math.prod(layer.weight_shape[2:])) ** 2
+        if part and held + size > _HESSIAN_VALUES:
+            yield part
+            part, held = [], 0
+        part.append(name)
+        held += size
+    if part:
+        yield part
+
+
+def _hessians(network: Network, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Hessian]:
+    """Of each layer's inputs, all in one pass."""
+    assert network.graph is not None
+    program = Program(network.graph)
+    by_name = {node.name: node for node in program.nodes}
+    sums: dict[str, Moments] = {}
+    readers: dict[fx.Node, list[str]] = {}
+    for name in names:
+        node = by_name[network.values[network.layers[name].input_value or ""].node]
+        readers.setdefault(node, []).append(name)
+
+    def observer(layers: Sequence[str]) -> Callable[[fx.Node, Tensor], None]:
+        def see(_node: fx.Node, values: Tensor) -> None:
+            for name in layers:
+                if name not in sums:
+                    sums[name] = Moments(Patches.of(network.module.get_submodule(name), values.shape))
+                for image in torch.split(values, _CHUNK):
+                    sums[name].add(sums[name].patches.rows(image))
+
+        return see
+
+    with torch.inference_mode():
+        for chunk in image_chunks(network, batches):
+            program.run(chunk, observe={node: observer(layers) for node, layers in readers.items()})
+        return {name: total.hessian() for name, total in sums.items()}
+
+
+def _fit(network: Network, name: str, keep: Tensor, hessian: Hessian) -> dict[str, Tensor]:
+    layer = network.layers[name]
+    weight = network.module.get_parameter(layer.weight).detach()
+    rows = weight_rows(weight, layer.groups, layer.channel_axis)
+    stays = keep.repeat_interleave(rows.shape[2] // len(keep))
+    moments = hessian if layer.bias is None else hessian.centred()
+    fitted = rows.clone()
+    start = 0
+    for block in moments.second:
+        columns = hessian.columns[start : start + block.shape[-1]]
+        start += block.shape[-1]
+        here = stays[columns]
+        kept = columns[here]
+        if not len(kept) or bool(here.all()):
+            continue
+        inner = block[:, here][:, :, here].double()
+        size = inner.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)
+        index = torch.arange(len(kept))
+        inner[:, index, index] += DAMPING * size[:, None]
+        # damping pulls towards the old weights, not towards zero: nothing changes where nothing is to be gained
+        lost = columns[~here]
+        across = block[:, ~here][:, :, here].double()
+        factor = torch.linalg.cholesky(inner)
+        change = torch.cholesky_solve(across.transpose(1, 2), factor).transpose(1, 2)
+        fitted[:, :, kept] += (rows[:, :, lost].double() @ change).float()
+    found = {layer.weight: weight_from_rows(fitted, weight.shape, layer.channel_axis)}
+    if layer.bias is not None:
+        mean = hessian.mean.new_zeros(hessian.groups, hessian.width)
+        mean[:, hessian.columns] = hessian.mean
+        shift = rows @ mean[:, :, None] - fitted[:, :, stays] @ mean[:, stays, None]
+        found[layer.bias] = network.module.get_parameter(layer.bias).detach() + shift.flatten()
+    return found
