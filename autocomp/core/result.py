@@ -19,6 +19,8 @@ class LayerReport:
         bits_per_weight: 8 * coded_bytes / weights.
         kl: KL divergence to float32 with only this choice made, nats (from the survey).
         executes: "int8" or "float32" on the target, as the engine was exported.
+        became: shapes of the weights it became where channels were removed or it was factorised, else empty.
+        macs_left: multiply-accumulates of what it became (``macs`` where nothing changed).
         prices: (choice label, coded bytes, kl) of each priced choice of the unit, for the picture.
     """
 
@@ -32,6 +34,8 @@ class LayerReport:
     bits_per_weight: float
     kl: float
     executes: str
+    became: tuple[tuple[int, ...], ...] = ()
+    macs_left: int = 0
     prices: tuple[tuple[str, int, float], ...] = ()
 
 
@@ -121,7 +125,12 @@ class RunSummary:
             fields[key] = tuple(Row.from_json(r) for r in fields[key])
         fields["layers"] = tuple(
             LayerReport(
-                **{**item, "shape": tuple(item["shape"]), "prices": tuple((p[0], p[1], p[2]) for p in item["prices"])}
+                **{
+                    **item,
+                    "shape": tuple(item["shape"]),
+                    "became": tuple(tuple(shape) for shape in item.get("became", ())),
+                    "prices": tuple((p[0], p[1], p[2]) for p in item["prices"]),
+                }
             )
             for item in fields["layers"]
         )

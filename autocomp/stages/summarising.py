@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,7 +50,8 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
     """The per-layer table of ``row``: what was chosen, what it takes in the file, what it does alone."""
     candidate = Candidate.from_json(row.recipe)
     session, prices = evaluator.session, evaluator.survey.prices
-    coded = coded_sizes(row)
+    form = evaluator.structured(candidate)
+    parts, coded = form.variant.parts(), coded_sizes(row)
     out = []
     for unit in session.space.units.values():
         table = prices.storage.get(unit.name)
@@ -57,8 +59,10 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
         known = table is not None and storage in table.choices
         for name in unit.layers:
             layer = session.network.layers[name]
-            weights = int(np.prod(layer.weight_shape))
-            size = coded.get(layer.weight, 0) + coded.get(layer.bias or "", 0)
+            became = [form.network.layers[p] for p in parts.get(name, ())]
+            shapes = tuple(p.weight_shape for p in became)
+            weights = sum(math.prod(shape) for shape in shapes)
+            weight_bytes = sum(coded.get(p.weight, 0) for p in became)
             out.append(
                 LayerReport(
                     layer=name,
@@ -67,10 +71,12 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
                     parameters=layer.parameters,
                     macs=layer.macs,
                     choice=candidate[unit.name].label() if unit.name in candidate else FLOAT.label(),
-                    coded_bytes=size,
-                    bits_per_weight=8.0 * coded.get(layer.weight, 0) / max(1, weights),
+                    coded_bytes=weight_bytes + sum(coded.get(p.bias or "", 0) for p in became),
+                    bits_per_weight=8.0 * weight_bytes / max(1, weights),
                     kl=float(table.kl[table.index(storage)]) if table is not None and known else 0.0,
-                    executes=executes.get(name, "float32"),
+                    executes=_executed([executes.get(p.name, "float32") for p in became]),
+                    became=() if shapes == (layer.weight_shape,) else shapes,
+                    macs_left=sum(p.macs for p in became),
                     prices=tuple(
                         (c.label(), int(b), float(k))
                         for c, b, k in zip(table.choices, table.bytes, table.kl, strict=True)
@@ -80,6 +86,11 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
                 )
             )
     return tuple(out)
+
+
+def _executed(precisions: Sequence[str]) -> str:
+    """How the layers of a chain are executed, in one word where they agree."""
+    return "/".join(dict.fromkeys(precisions)) or "float32"
 
 
 def coded_sizes(row: Row) -> dict[str, int]:
@@ -103,7 +114,9 @@ def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tu
     text = f"{ratio:.2f} x the latency of float32 [{low:.2f}, {high:.2f}], measured in turn on {profile_title}"
     if high < 1.0:
         return (text,)
-    if "quantize_activations" in best.techniques:
+    if {"prune_channels", "factorise"} & set(best.techniques):
+        why = "the layers that are left run no faster here: odd numbers of channels or more, smaller calls"
+    elif "quantize_activations" in best.techniques:
         why = "int8 kernels with their quantize and dequantize steps cost as much as they save at this size"
     else:
         why = "it executes in float32, since fewer bits in the file change no arithmetic"
