@@ -65,7 +65,7 @@ class StructurePrices(Prices):
     shares: Mapping[str, np.ndarray]
 
     def _picked(self, pick: list[int]) -> dict[str, Any]:
-        return {**super()._picked(pick), "shares": {u: s[pick] for u, s in self.shares.items()}}
+        return {**super()._picked(pick), "shares": {}}  # what was decided is in the bytes and counts already
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import autocomp
 from autocomp.coding.tensors import encode_tensor
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding, QuantizedTensor
+from autocomp.core.encodings import Encoding
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.prices import Prices, PriceTable
@@ -33,16 +31,16 @@ from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Database, Entry, UnitFile, write_unit
 from autocomp.survey.effects import Effects
-from autocomp.survey.execution import candidate_values, execution_choices, int8_layers, price_execution
+from autocomp.survey.execution import candidate_values, execution_choices, price_execution
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
+from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
 from autocomp.survey.pricing import Pricer
 from autocomp.survey.structure import StructurePricer, structure_choices, structure_prices
 from autocomp.transforms.calibrate import calibrate_activations
 from autocomp.transforms.recipe import Recipe
 from autocomp.transforms.stitch import float_encodings
 
-FORMAT = 1  # of what is priced and how; another value prices everything anew
 INDEX = "survey.json"
 
 
@@ -100,14 +98,14 @@ def survey(
         raise DataError("no calibration images; give at least one")
     images = torch.cat(list(calibration))
     few = images[:sensitivity]
-    key = _settings_key(workload, network, images, len(few), seed)
-    files = {unit.name: cache / "survey" / f"{_unit_key(key, network, unit)}.unit" for unit in space.units.values()}
+    key = settings_key(workload, network, images, len(few), seed)
+    files = {unit.name: cache / "survey" / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
     missing = {name: _missing(files[name], space.units[name]) for name in files}
-    activations = cache / "survey" / f"{_execution_key(key, network, space, profile)}.unit"
+    activations = cache / "survey" / f"{execution_key(key, network, space, profile)}.unit"
     runs_int8 = bool(execution_choices(space))
     todo = [name for name, choices in missing.items() if choices]
     structural = structure_choices(space)
-    structures = {n: cache / "survey" / f"{_structure_key(key, network, space, n)}.unit" for n in structural}
+    structures = {n: cache / "survey" / f"{structure_key(key, network, space, n)}.unit" for n in structural}
     unpriced = [n for n, file in structures.items() if _unreadable(file, structural[n])]
     execution_done = not runs_int8 or _readable(activations) is not None
     total = len(files) + runs_int8 + len(structural)
@@ -350,46 +348,10 @@ def _prices(choices: Sequence[Choice], sizes: Sequence[int], entries: Sequence[E
     )
 
 
-# keys
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def _settings_key(workload: Workload, network: Network, images: Tensor, sensitivity: int, seed: int) -> str:
-    """Hash of everything but the space that prices depend on."""
-    content = hashlib.sha256()
-    for name, tensor in network.module.state_dict().items():
-        content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().numpy().data)
-    content.update(images.contiguous().numpy().data)
-    # records are read back later, perhaps by another version: another coder's output is another key
-    probe = QuantizedTensor(symbols=torch.arange(-40, 41, dtype=torch.int16) // 5, scale=torch.ones(1))
-    versions = (FORMAT, autocomp.__version__, torch.__version__, encode_tensor(probe).hex())
-    return _digest(content.hexdigest(), workload.fingerprint, workload.classes, sensitivity, seed, versions)
-
-
-def _unit_key(key: str, network: Network, unit: Unit) -> str:
-    return _digest(key, [(n, network.layers[n].weight) for n in unit.layers])
-
-
-def _structure_key(key: str, network: Network, space: SearchSpace, name: str) -> str:
-    unit, _, axis = name.rpartition(":")
-    options = [None if o is None else o.to_json() for o in space.units[unit].axes[axis]]
-    return _digest(key, "structure", space.units[unit].layers, axis, options, _recipe(space).multiple)
-
-
 def _unreadable(path: Path, choices: Sequence[Choice]) -> bool:
     """Whether the prices of these choices have to be measured."""
     file = _readable(path)
     return file is None or any(c.key() not in file for c in choices)
-
-
-def _execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:
-    layers = int8_layers(space, list(execution_choices(space)))
-    units = [(u, space.units[u].layers) for u in execution_choices(space)]
-    return _digest(key, "execution", layers, units, repr(profile.placement))
 
 
 def _readable(path: Path) -> UnitFile | None:

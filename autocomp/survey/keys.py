@@ -1,0 +1,59 @@
+"""Names of the survey's files: hashes of everything that what is in them depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import autocomp
+from autocomp.coding.tensors import encode_tensor
+from autocomp.core.encodings import QuantizedTensor
+from autocomp.core.hardware import HardwareProfile
+from autocomp.core.network import Network
+from autocomp.core.space import SearchSpace, Unit
+from autocomp.core.workload import Workload
+from autocomp.survey.execution import execution_choices, int8_layers
+from autocomp.transforms.recipe import Recipe
+
+FORMAT = 1  # of what is priced and how; another value prices everything anew
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def settings_key(workload: Workload, network: Network, images: Tensor, sensitivity: int, seed: int) -> str:
+    """Hash of everything but the space that prices depend on."""
+    content = hashlib.sha256()
+    for name, tensor in network.module.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().data)
+    content.update(images.contiguous().numpy().data)
+    # records are read back later, perhaps by another version: another coder's output is another key
+    probe = QuantizedTensor(symbols=torch.arange(-40, 41, dtype=torch.int16) // 5, scale=torch.ones(1))
+    versions = (FORMAT, autocomp.__version__, torch.__version__, encode_tensor(probe).hex())
+    return _digest(content.hexdigest(), workload.fingerprint, workload.classes, sensitivity, seed, versions)
+
+
+def unit_key(key: str, network: Network, unit: Unit) -> str:
+    """Of a unit's tensors and prices."""
+    return _digest(key, [(n, network.layers[n].weight) for n in unit.layers])
+
+
+def structure_key(key: str, network: Network, space: SearchSpace, name: str) -> str:
+    """Of the prices of one structural decision ("<unit>:<axis>")."""
+    unit, _, axis = name.rpartition(":")
+    options = [None if o is None else o.to_json() for o in space.units[unit].axes[axis]]
+    multiple = space.rules.multiple if isinstance(space.rules, Recipe) else 1
+    return _digest(key, "structure", space.units[unit].layers, axis, options, multiple)
+
+
+def execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:
+    """Of the prices of int8 execution."""
+    layers = int8_layers(space, list(execution_choices(space)))
+    units = [(u, space.units[u].layers) for u in execution_choices(space)]
+    return _digest(key, "execution", layers, units, repr(profile.placement))
