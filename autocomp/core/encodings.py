@@ -1,17 +1,25 @@
 """How a tensor is stored: integer symbols and the few numbers that turn them back into floats.
 
-``decode`` uses one IEEE multiplication an element, so the result is bit-identical on any machine.
+``decode`` uses elementwise IEEE float32 operations in a fixed order (one multiplication for most), so the
+result is bit-identical on any machine.
 Per-channel numbers are kept to what the file holds (``round_half``), so what is scored is what is
 stored.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+MAX_KERNEL = 16
+"""Longest side of a kernel that :class:`DctTensor` holds."""
+
+_BASIS_UNIT = 1 << 20
 
 
 def half_exponent(values: torch.Tensor) -> int:
@@ -19,8 +27,6 @@ def half_exponent(values: torch.Tensor) -> int:
 
     Stored once a tensor, so that float16 keeps 11 significant bits whatever the magnitude.
     """
-    import math
-
     top = float(values.detach().abs().max()) if values.numel() else 0.0
     if not math.isfinite(top) or top == 0.0:
         return 0
@@ -35,8 +41,23 @@ def round_half(values: torch.Tensor) -> torch.Tensor:
     return (values / unit).to(torch.float16).to(torch.float32) * unit
 
 
+def _along(values: torch.Tensor, dimensions: int, axis: int) -> torch.Tensor:
+    """``values`` [channels] or [1] shaped to broadcast along ``axis``."""
+    return values.reshape([-1 if d == axis else 1 for d in range(dimensions)])
+
+
+class _Stored:
+    """What all encodings have in common."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the encoding's tensors take in memory (not in a file)."""
+        tensors = (value for value in vars(self).values() if hasattr(value, "untyped_storage"))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QuantizedTensor:
+class QuantizedTensor(_Stored):
     """Integers on a uniform grid.
 
     Attributes:
@@ -53,17 +74,12 @@ class QuantizedTensor:
     axis: int = 0
     bits: int | None = None
 
-    def _along(self, values: torch.Tensor) -> torch.Tensor:
-        shape = [1] * self.symbols.dim()
-        shape[self.axis] = -1
-        return values.reshape(shape)
-
     def decode(self) -> torch.Tensor:
         """float32 weight: ``(symbols - zero_point) * scale``."""
         symbols = self.symbols.float()
         if self.zero_point is not None:
-            symbols = symbols - self._along(self.zero_point.float())
-        return symbols * self._along(self.scale)
+            symbols = symbols - _along(self.zero_point.float(), symbols.dim(), self.axis)
+        return symbols * _along(self.scale, symbols.dim(), self.axis)
 
     def with_gain(self, gain: torch.Tensor) -> QuantizedTensor:
         """The same integers with each channel's scale multiplied by ``gain`` [channels]."""
@@ -71,7 +87,7 @@ class QuantizedTensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FloatTensor:
+class FloatTensor(_Stored):
     """Values stored as they are.
 
     Attributes:
@@ -92,4 +108,143 @@ class FloatTensor:
         return self.values
 
 
-Encoding = QuantizedTensor | FloatTensor
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodebookTensor(_Stored):
+    """Indices into tables of values (weight sharing, Han et al. 2016) or of short vectors (product quantization).
+
+    Attributes:
+        symbols: int16, 0 to entries − 1: one index a weight, in the weight's shape; for vectors (dim > 1)
+            [channels, n / dim], n the weights of one channel in row-major order.
+        codebook: float32 [books, entries, dim]; channel c reads book c // (channels / books).
+        scale: float32, [channels] or [1], by which the entries are multiplied.
+        shape: of the weight, one axis or more.
+        axis: the channel axis of ``shape``.
+    """
+
+    symbols: torch.Tensor
+    codebook: torch.Tensor
+    scale: torch.Tensor
+    shape: tuple[int, ...]
+    axis: int = 0
+
+    def decode(self) -> torch.Tensor:
+        """float32 weight: ``codebook[book, symbol] * scale``."""
+        import torch
+
+        if not math.prod(self.shape):
+            return torch.zeros(self.shape)
+        channels = self.shape[self.axis]
+        books, _, dim = self.codebook.shape
+        symbols = self.symbols.movedim(self.axis, 0) if dim == 1 else self.symbols
+        book = torch.arange(channels) // (channels // books)
+        values = self.codebook[book[:, None], symbols.reshape(channels, -1).long()].reshape(channels, -1)
+        values = values * self.scale.reshape(-1, 1)
+        rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
+        return values.reshape(channels, *rest).movedim(0, self.axis).contiguous()
+
+    def with_gain(self, gain: torch.Tensor) -> CodebookTensor:
+        """The same indices with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
+        return replace(self, scale=round_half(self.scale * gain))
+
+
+def hash_buckets(count: int, buckets: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bucket int64 [count], sign float32 [count]) of each flat index: output i of SplitMix64 started at ``seed``.
+
+    The top bit gives the sign, the other 63 modulo ``buckets`` the bucket. Sources: the hashing trick, Chen
+    et al. 2015; the generator, Steele et al. 2014.
+    """
+    import numpy as np
+    import torch
+
+    state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    bucket = (state & np.uint64((1 << 63) - 1)) % np.uint64(buckets)
+    sign = 1 - 2 * (state >> np.uint64(63)).astype(np.float32)
+    return torch.from_numpy(bucket.astype(np.int64)), torch.from_numpy(sign)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HashedTensor(_Stored):
+    """Weights that share values by a hash of their place, so that no index is stored (Chen et al. 2015).
+
+    Attributes:
+        values: float32 [buckets].
+        scale: float32, [channels] or [1].
+        shape: of the weight, one axis or more.
+        seed: of the hash, 0 to 2**32 − 1.
+        axis: the channel axis of ``shape``.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+    shape: tuple[int, ...]
+    seed: int = 0
+    axis: int = 0
+
+    def decode(self) -> torch.Tensor:
+        """float32 weight: ``values[bucket] * sign * scale``; the sign changes no other bit."""
+        bucket, sign = hash_buckets(math.prod(self.shape), len(self.values), self.seed)
+        flat = (self.values[bucket] * sign).reshape(self.shape)
+        return flat * _along(self.scale, len(self.shape), self.axis)
+
+    def with_gain(self, gain: torch.Tensor) -> HashedTensor:
+        """The same values with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
+        return replace(self, scale=round_half(self.scale * gain))
+
+
+@cache
+def cosine_basis(size: int) -> tuple[tuple[float, ...], ...]:
+    """Row j: the j-th vector of the orthonormal DCT-II of ``size`` points, in multiples of 2**−20.
+
+    So coarse that no last bit of a machine's cosine decides, and exact in float32.
+    """
+
+    def entry(j: int, i: int) -> float:
+        norm = math.sqrt((1 if j == 0 else 2) / size)
+        return round(norm * math.cos(math.pi * (2 * i + 1) * j / (2 * size)) * _BASIS_UNIT) / _BASIS_UNIT
+
+    return tuple(tuple(entry(j, i) for i in range(size)) for j in range(size))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DctTensor(_Stored):
+    """Quantized DCT coefficients of convolution kernels (CNNpack, Wang et al. 2016).
+
+    Attributes:
+        symbols: int16 coefficients, the shape of the weight; the axes from 2 on are the kernel's.
+        scale: float32, [channels] or [1].
+        axis: the channel axis of ``symbols``.
+    """
+
+    symbols: torch.Tensor
+    scale: torch.Tensor
+    axis: int = 0
+
+    def decode(self) -> torch.Tensor:
+        """float32 weight: along each kernel axis Σ_j basis[j, i] * x_j, j ascending, then ``* scale``."""
+        import torch
+
+        values = self.symbols.float()
+        for axis in range(2, values.dim()):
+            parts = values.unbind(axis)
+            basis = cosine_basis(len(parts))
+            sums = []
+            for i in range(len(parts)):
+                total = parts[0] * basis[0][i]
+                for j in range(1, len(parts)):
+                    total = total + parts[j] * basis[j][i]
+                sums.append(total)
+            values = torch.stack(sums, dim=axis)
+        return values * _along(self.scale, values.dim(), self.axis)
+
+    def with_gain(self, gain: torch.Tensor) -> DctTensor:
+        """The same coefficients with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
+        return replace(self, scale=round_half(self.scale * gain))
+
+
+ScaledEncoding = QuantizedTensor | CodebookTensor | HashedTensor | DctTensor
+"""Encodings with a scale a channel or a tensor, which ``with_gain`` changes alone."""
+
+Encoding = FloatTensor | ScaledEncoding

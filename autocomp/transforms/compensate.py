@@ -174,13 +174,23 @@ def feedback(second: Tensor, damping: float = DAMPING) -> Tensor:
     return upper
 
 
-def round_columns(weights: Tensor, back: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def round_columns(
+    weights: Tensor,
+    back: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    low: Tensor,
+    high: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Symbols of ``weights``, rounded column by column with error feedback.
 
     Args:
         weights: [groups, m, rows], columns first.
         back: [groups, m, m] from :func:`feedback`.
         scale, zero, low, high: the grid of each row, broadcastable to [groups, rows]; float32.
+        mask: bool, the shape of ``weights``: where False the symbol is ``zero``, and the weight that is lost
+            so is an error like any other (SparseGPT, Frantar and Alistarh 2023).
 
     Returns:
         float32 integers [groups, m, rows], such that the value is (symbol − zero) * scale.
@@ -204,6 +214,8 @@ def round_columns(weights: Tensor, back: Tensor, scale: Tensor, zero: Tensor, lo
             if i:
                 column = column + torch.bmm(back[:, start:k, k].unsqueeze(1), errors[:, start:k]).squeeze(1)
             symbol = (column / scale + zero).round_().clamp_(low, high)
+            if mask is not None:
+                symbol = torch.where(mask[:, k], symbol, zero)
             symbols[:, k] = symbol
             torch.sub(weights[:, k], (symbol - zero) * scale, out=errors[:, k])
 
@@ -221,6 +233,7 @@ def compensated(
     *,
     damping: float = DAMPING,
     by_activation: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Symbols of weight rows, error-compensated within each block of the Hessian.
 
@@ -234,6 +247,7 @@ def compensated(
         damping: see :func:`feedback`.
         by_activation: round the columns with the largest inputs first (GPTQ's "act-order"); off, because on
             ResNet-20 it changed the KL by no more than the noise at 40, 47, 56 and 69 KB.
+        mask: bool [groups, rows, n], False where a weight is to be zero (symbol ``zero``); None: nowhere.
 
     Returns:
         float32 integers [groups, rows, n].
@@ -256,6 +270,8 @@ def compensated(
         for first in range(0, count, step):
             part = slice(first, first + step)
             weights = rows[:, part][:, :, columns].transpose(1, 2).contiguous()
-            rounded = round_columns(weights, back, *(t[:, part] for t in full))
+            kept = None if mask is None else mask[:, part][:, :, columns].transpose(1, 2).contiguous()
+            grid_scale, grid_zero, least, most = (t[:, part] for t in full)
+            rounded = round_columns(weights, back, grid_scale, grid_zero, least, most, kept)
             symbols[:, part][:, :, columns] = rounded.transpose(1, 2)
     return symbols

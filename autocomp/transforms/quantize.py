@@ -58,6 +58,11 @@ class QuantizeWeights(StepConfig):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"quantize_weights.{name} = {getattr(self, name)!r}; allowed {', '.join(allowed)}")
 
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether the layer's inputs are worth collecting for it."""
+        return self.rounding == "compensated" and self.bits != 16
+
     def label(self) -> str:
         text = f"{self.bits}b" if self.bits is not None else f"k{self.step:g}"
         if self.bits == 16:
@@ -144,6 +149,7 @@ def quantize_many(
     hessian: Hessian | None = None,
     axis: int = 0,
     channel_scales: bool = False,
+    mask: Tensor | None = None,
 ) -> list[QuantizedTensor | FloatTensor]:
     """One weight on each of several grids; all compensated ones share a single column loop.
 
@@ -154,6 +160,8 @@ def quantize_many(
             compensated rounding is rounding to nearest.
         axis: 0, or 1 for transposed convolutions.
         channel_scales: store one (equal) scale a channel on per-tensor grids too.
+        mask: bool, the shape of ``weight``, False where it is to be exactly zero. Grids are those of the weights
+            that stay; compensated rounding makes good for the others (SparseGPT, Frantar and Alistarh 2023).
 
     Returns:
         One encoding a config, in order. Scales are rounded as the file stores them before any symbol is chosen.
@@ -164,13 +172,14 @@ def quantize_many(
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise DataError("weights are not finite (NaN or infinity); mend the checkpoint")
-    channels = weight.transpose(0, axis).reshape(weight.shape[axis], -1)
+    kept = weight if mask is None else torch.where(mask, weight, 0.0)
+    channels = kept.transpose(0, axis).reshape(weight.shape[axis], -1)
     importance = None if hessian is None else column_importance(hessian, channels, axis)
     made: list[QuantizedTensor | FloatTensor | None] = [None] * len(configs)
     waiting: list[tuple[int, Grid]] = []
     for i, config in enumerate(configs):
         if config.bits == 16:
-            made[i] = FloatTensor.half(weight)
+            made[i] = FloatTensor.half(kept)
             continue
         grid = make_grid(channels, config, importance)
         if config.rounding == "compensated" and hessian is not None:
@@ -181,7 +190,9 @@ def quantize_many(
             made[i] = _encoding(symbols.reshape(shape).transpose(0, axis), grid, config, axis, channel_scales)
     if waiting:
         assert hessian is not None
-        for (i, grid), symbols in zip(waiting, _stacked(weight, [g for _, g in waiting], hessian, axis), strict=True):
+        for (i, grid), symbols in zip(
+            waiting, _stacked(weight, [g for _, g in waiting], hessian, axis, mask), strict=True
+        ):
             made[i] = _encoding(symbols, grid, configs[i], axis, channel_scales)
     return [m for m in made if m is not None]
 
@@ -212,7 +223,7 @@ def column_importance(hessian: Hessian, channels: Tensor, axis: int) -> Tensor:
     return diagonal.reshape(1, -1).expand(channels.shape[0], -1)
 
 
-def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int) -> list[Tensor]:
+def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int, mask: Tensor | None) -> list[Tensor]:
     """Compensated symbols of ``weight`` for each grid; rows are independent, so the grids are stacked as rows."""
     rows = weight_rows(weight, hessian.groups, axis)
     groups, count = rows.shape[:2]
@@ -227,7 +238,8 @@ def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int) -> 
     zero = torch.cat([by_row(g.zeros()) for g in grids], dim=1)
     low = torch.cat([torch.full((groups, count), float(g.low)) for g in grids], dim=1)
     high = torch.cat([torch.full((groups, count), float(g.high)) for g in grids], dim=1)
-    symbols = compensated(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high)
+    kept = None if mask is None else weight_rows(mask, hessian.groups, axis).repeat(1, len(grids), 1)
+    symbols = compensated(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high, mask=kept)
     return [weight_from_rows(part, weight.shape, axis) for part in torch.split(symbols, count, dim=1)]
 
 

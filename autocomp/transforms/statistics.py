@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autocomp.core.compressed import CompressedModel
-from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor
+from autocomp.core.encodings import Encoding, FloatTensor
 from autocomp.core.network import Layer, Network
 from autocomp.transforms.observe import Pool, decoded_module, image_chunks, moments
 
@@ -258,7 +258,7 @@ def _gain(target: Tensor, std: Tensor) -> Tensor:
 def _with_gain(weight: Encoding, gain: Tensor, axis: int) -> tuple[Encoding, Tensor]:
     """``weight`` with ``gain`` [channels] folded in, and the gain [channels] that it now really has."""
     channels = gain.numel()
-    if isinstance(weight, QuantizedTensor):
+    if not isinstance(weight, FloatTensor):
         shared = gain.reshape(-1, weight.scale.numel()).mean(dim=0)
         made = weight.with_gain(shared)
         real = made.scale / weight.scale

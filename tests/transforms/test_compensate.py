@@ -140,3 +140,38 @@ def test_bad_inputs() -> None:
         Hessian.of(nn.Linear(3, 2), [])
     with pytest.raises(DataError, match="not finite"):
         Hessian.of(nn.Linear(3, 2), [torch.full((4, 3), float("nan"))])
+
+
+def masked_case() -> tuple[Hessian, Tensor, Tensor, Tensor]:
+    """(Hessian, rows, mask, fine scale) of a layer whose smaller half is to be zero."""
+    torch.manual_seed(4)
+    layer = nn.Linear(150, 7)
+    hessian = Hessian.of(layer, [correlated(400, 150)])
+    rows = layer.weight.detach()[None]
+    mask = rows.abs() > rows.abs().median()
+    return hessian, rows, mask, rows.std(dim=2) * 0.05
+
+
+@pytest.mark.parametrize("by_activation", [False, True])
+def test_masked_weights_are_exactly_zero(by_activation: bool) -> None:
+    hessian, rows, mask, scale = masked_case()
+    zero, limit = torch.tensor([[3.0]]), torch.tensor([[90.0]])
+    symbols = compensated(rows, hessian, scale, zero, -limit, limit, mask=mask, by_activation=by_activation)
+    assert bool((symbols[~mask] == 3).all())
+    everything = compensated(rows, hessian, scale, zero, -limit, limit, by_activation=by_activation)
+    same = torch.ones_like(mask)
+    assert torch.equal(
+        compensated(rows, hessian, scale, zero, -limit, limit, mask=same, by_activation=by_activation), everything
+    )
+
+
+def test_what_a_mask_removes_is_made_good() -> None:
+    hessian, rows, mask, scale = masked_case()
+    zero, limit = torch.tensor([[0.0]]), torch.tensor([[127.0]])
+    fed_back = compensated(rows, hessian, scale, zero, -limit, limit, mask=mask)
+    plain = compensated(rows * mask, hessian, scale, zero, -limit, limit, mask=mask)
+    errors = []
+    for symbols in (fed_back, plain):
+        difference = symbols * scale[:, :, None] - rows
+        errors.append(float(((difference @ hessian.second[0]) * difference).sum()))
+    assert errors[0] < 0.95 * errors[1]

@@ -239,3 +239,28 @@ def test_settings_round_trip(config: QuantizeWeights) -> None:
 def test_settings_out_of_range(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="quantize_weights"):
         QuantizeWeights(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizeWeights(step=0.5),
+        QuantizeWeights(bits=4),
+        QuantizeWeights(bits=3, symmetric=False),
+        QuantizeWeights(step=0.5, symmetric=False, rounding="nearest"),
+        QuantizeWeights(bits=16),
+    ],
+    ids=lambda c: c.label(),
+)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masked_weights_stay_exactly_zero(config: QuantizeWeights, axis: int) -> None:
+    layer = nn.ConvTranspose2d(4, 6, 3) if axis else nn.Conv2d(4, 6, 3)
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(layer.weight.shape, generator=generator) + 0.5
+    mask = torch.rand(weight.shape, generator=generator) > 0.6
+    mask[0] = False
+    hessian = Hessian.of(layer, [torch.randn(10, 4, 6, 6, generator=generator)])
+    [encoding] = quantize_many(weight, [config], hessian=hessian, axis=axis, mask=mask)
+    decoded = encoding.decode()
+    assert not bool(decoded[~mask].any())
+    assert bool(decoded[mask].any())

@@ -14,10 +14,17 @@ from autocomp.core.network import Network
 from autocomp.core.steps import Choice
 from autocomp.errors import DataError
 from autocomp.graph.trace import build_network
+from autocomp.transforms.binarize import TernarizeWeights
+from autocomp.transforms.dct import DctKernels
+from autocomp.transforms.hashing import HashWeights
+from autocomp.transforms.nonuniform import PowerOfTwo
 from autocomp.transforms.observe import decoded_module, moments
+from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
-from autocomp.transforms.statistics import FloatStatistics, restore_statistics
+from autocomp.transforms.share import ClusterWeights, VectorQuantize
+from autocomp.transforms.statistics import FloatStatistics, restore_layer, restore_statistics
 from autocomp.transforms.stitch import stitch
+from autocomp.transforms.weight_step import WeightStep
 
 
 class Small(nn.Module):
@@ -220,3 +227,36 @@ def test_bad_images(network: Network) -> None:
         restore_statistics(network, compressed, [])
     with pytest.raises(DataError, match="conv1"):
         FloatStatistics.of(network, [torch.full((4, 3, 8, 8), float("nan"))])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        ClusterWeights(entries=4, granularity="tensor"),
+        VectorQuantize(dim=3, entries=4),
+        HashWeights(buckets=0.3),
+        DctKernels(step=1.5),
+        TernarizeWeights(),
+        PowerOfTwo(bits=3),
+    ],
+    ids=lambda s: s.kind,
+)
+def test_every_encoding_of_a_folded_layer_gets_its_statistics_back(
+    network: Network, images: Tensor, step: WeightStep
+) -> None:
+    layer, fold = network.layers["conv1"], network.folds["conv1"]
+    weight = step.encode(LayerProblem.of(network, "conv1", seed=3))
+    assert layer.bias is not None
+    bias = FloatTensor(values=network.module.get_parameter(layer.bias).detach())
+
+    def output(weight: Encoding, bias: FloatTensor) -> Tensor:
+        return nn.functional.conv2d(images, weight.decode(), bias.decode(), padding=1)
+
+    target = network.module.get_submodule("conv1")(images).detach()
+    new_weight, new_bias = restore_layer(network, layer, weight, bias, target, output(weight, bias))
+    assert type(new_weight) is type(weight)
+    mean, variance, _ = moments(output(new_weight, new_bias), 1)
+    wanted_mean, wanted_variance, _ = moments(target, 1)
+    assert torch.allclose(mean, wanted_mean, atol=1e-3 * float(fold.std.max()))
+    # the gain is stored in 16 bit: 2^-11 of a scale
+    assert torch.allclose(variance.sqrt(), wanted_variance.sqrt(), rtol=2e-3)
