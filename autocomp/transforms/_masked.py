@@ -7,8 +7,8 @@ from torch import Tensor
 
 from autocomp.transforms.compensate import DAMPING, Hessian
 
-_STEPS = 12  # conjugate gradient steps after each round of removals
-_LAST_STEPS = 60
+_STEPS = 6  # conjugate gradient steps after each round of removals
+_LAST_STEPS = 20
 _ENOUGH = 1e-5  # residual relative to the first one at which the steps end
 
 

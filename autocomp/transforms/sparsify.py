@@ -20,7 +20,7 @@ from autocomp.transforms.problem import LayerProblem
 
 CRITERIA = ("magnitude", "wanda", "obc", "random")
 
-_ROUNDS = 4  # of removing some and refitting the others: saliencies change as neighbours go
+_ROUNDS = 8  # of removing some and refitting the others: saliencies change as neighbours go
 _LARGEST_GROUP = 64
 
 
