@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_run_is_exit_2(command: str, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("targets", "cpu-onnxruntime"), ("spaces", "default"), ("models", "resnet20"), ("doctor", "onnxruntime")],
+    [("targets", "cpu-onnxruntime"), ("spaces", "joint"), ("models", "resnet20"), ("doctor", "onnxruntime")],
 )
 def test_lists(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command]) == 0

@@ -135,7 +135,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("flags", "nearest"),
     [
         ({"target": "cpu-onnxruntim"}, "cpu-onnxruntime"),
-        ({"space": "defualt"}, "default"),
+        ({"space": "jiont"}, "joint"),
         ({"sampler": "nsga3"}, "nsga2"),
         ({"metric": "acuracy"}, "accuracy"),
         ({"preset": "quik"}, "quick"),

@@ -75,7 +75,7 @@ class Settings:
     max_drop: float | None = None
     target: str = "cpu-onnxruntime"
     batch_size: tuple[int, ...] = (1,)
-    space: str = "default"
+    space: str = "joint"
     preset: str = "default"
     trials: int | None = None
     timeout_s: float | None = None

@@ -11,7 +11,7 @@ from autocomp.coding.tensors import encode_tensor, with_scale
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.edits import Edit, edit_from_json
-from autocomp.core.encodings import QuantizedTensor
+from autocomp.core.encodings import ScaledEncoding
 from autocomp.core.network import Network
 from autocomp.core.workload import Workload
 
@@ -60,7 +60,7 @@ def records(compressed: CompressedModel, known: Mapping[str, bytes] | None = Non
     """
     out = {}
     for name, encoding in compressed.tensors.items():
-        if known is not None and name in known and isinstance(encoding, QuantizedTensor):
+        if known is not None and name in known and isinstance(encoding, ScaledEncoding):
             out[name] = with_scale(known[name], encoding)
         else:
             out[name] = encode_tensor(encoding)

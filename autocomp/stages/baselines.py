@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.progress import Progress
@@ -34,17 +37,36 @@ def baseline_candidates(session: Session) -> dict[str, Candidate]:
 
 
 def measure_baselines(evaluator: Evaluator, limits: Limits, float32: Row, progress: Progress) -> dict[str, Row]:
-    """Evaluate every baseline; "fastest" is the fastest setting the runtime has without compression."""
+    """Evaluate every baseline, once a run; "fastest" is the fastest setting the runtime has without compression."""
+    run = evaluator.session.run
+    store = run.cache / "baselines.json"
+    known: dict[str, Any] = json.loads(store.read_text()) if store.is_file() else {}
     rows: dict[str, Row] = {}
     candidates = baseline_candidates(evaluator.session)
     progress.stage("baselines", total=len(candidates))
     for name, candidate in candidates.items():
-        path = evaluator.session.run.baselines / f"{name}.autocomp"
-        done, compressed = evaluator.measure(candidate, path)
-        test = evaluator.test_quality(compressed)  # nothing is chosen by it
-        row = make_row(name, candidate, done, limits, file=str(path))
-        rows[name] = dataclasses.replace(row, score_test=test.score, score_test_ci95=test.interval)
+        row = _measured_before(known.get(name), candidate)
+        if row is None:
+            row = _measured(evaluator, limits, name, candidate)
+            known[name] = row.to_json()
+            run.write_json(store, known)
+        rows[name] = dataclasses.replace(row, feasible=limits.feasible(row))
         progress.advance()
     note = "the runtime has no faster setting without compression than float32 on this device"
     rows["fastest"] = dataclasses.replace(float32, name="fastest", notes=(note,))
     return rows
+
+
+def _measured_before(data: dict[str, Any] | None, candidate: Candidate) -> Row | None:
+    """The row of an earlier start of the same run, if it is of this candidate and its file is still there."""
+    row = Row.from_json(data) if data is not None else None
+    same = row is not None and row.candidate == candidate.id and row.file is not None and Path(row.file).is_file()
+    return row if same else None
+
+
+def _measured(evaluator: Evaluator, limits: Limits, name: str, candidate: Candidate) -> Row:
+    path = evaluator.session.run.baselines / f"{name}.autocomp"
+    done, compressed = evaluator.measure(candidate, path)
+    test = evaluator.test_quality(compressed)  # nothing is chosen by it
+    row = make_row(name, candidate, done, limits, file=str(path))
+    return dataclasses.replace(row, score_test=test.score, score_test_ci95=test.interval)

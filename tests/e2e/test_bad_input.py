@@ -31,7 +31,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
         (("--budget=-4MB",), ("budget", "-4MB")),
         (("--budget", "4 apples"), ("4 apples", "4MB")),
         (("--budget", "4MB", "--target", "cpu-onnxruntme"), ("cpu-onnxruntime",)),
-        (("--budget", "4MB", "--space", "defalt"), ("default",)),
+        (("--budget", "4MB", "--space", "jiont"), ("joint",)),
         (("--budget", "4MB", "--sampler", "hybrd"), ("hybrid",)),
         (("--budget", "4MB", "--metric", "acuracy"), ("accuracy",)),
         (("--budget", "4MB", "--finish", "qat"), ("qat", "ptq")),

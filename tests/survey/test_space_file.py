@@ -50,7 +50,7 @@ def test_shipped_spaces_load_and_round_trip(network: Network, name: str) -> None
 
 def test_shipped_spaces_are_described() -> None:
     rows = list_spaces()
-    assert {r["name"] for r in rows} >= {"default", "bits", "quick"}
+    assert {r["name"] for r in rows} >= {"joint", "steps", "bits", "quick"}
     assert all(r["title"] and r["text"] for r in rows)
 
 
