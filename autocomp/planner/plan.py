@@ -64,9 +64,8 @@ def smallest(prices: PriceTable) -> Candidate:
 
 
 def integer_weights(choice: Choice) -> bool:
-    """Whether the choice stores its weights as integers of at most 8 bits: what int8 execution needs."""
-    step = choice.get("weights")
-    return step is not None and getattr(step, "bits", None) != 16
+    """Whether the choice stores its weights as symmetric integers of at most 8 bits: what int8 execution needs."""
+    return bool(getattr(choice.get("weights"), "makes_integers", False))
 
 
 def solve(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from autocomp.core.candidate import Candidate
@@ -71,3 +73,33 @@ def _at(prices: PriceTable, rate: float) -> Candidate:
         chosen = decision.choices[int(value.argmin())]
         picks[unit] = Choice((*picks.get(unit, Choice()).steps, *chosen.steps))
     return Candidate(picks)
+
+
+def structure_moves(prices: PriceTable, base: Candidate) -> list[Candidate]:
+    """Structures one decision away from ``base``'s, the most promising first.
+
+    Steps that save multiply-accumulates come by rising loss a multiply-accumulate saved; steps back come by the
+    loss they take away a multiply-accumulate, and the two lists take turns.
+
+    Args:
+        prices: the table.
+        base: only its structure counts.
+    """
+    structure = base.structure()
+    onward: list[tuple[float, Candidate]] = []
+    back: list[tuple[float, Candidate]] = []
+    for name, decision in prices.structure.items():
+        unit, _, axis = name.rpartition(":")
+        now = decision.index(structure[unit].only(axis))
+        saved, loss = saved_macs(prices, decision), decision.kl
+        for step in (now - 1, now + 1):
+            if not 0 <= step < len(decision.choices):
+                continue
+            changed = structure.replace(
+                {unit: Choice((*structure[unit].without(axis).steps, *decision.choices[step].steps))}
+            )
+            macs, nats = float(saved[step] - saved[now]), float(loss[step] - loss[now])
+            (onward if macs > 0 else back).append((nats / max(1.0, abs(macs)), changed))
+    lists = [[c for _, c in sorted(side, key=lambda pair: (pair[0], pair[1].id))] for side in (onward, back)]
+    both = itertools.zip_longest(*lists)
+    return [c for pair in both for c in pair if c is not None]

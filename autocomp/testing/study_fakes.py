@@ -31,6 +31,7 @@ class FakeWeights(StepConfig):
 
     axis: ClassVar[str] = "weights"
     order: ClassVar[int] = 40
+    makes_integers: ClassVar[bool] = True
     bits: int
 
     def label(self) -> str:

@@ -29,6 +29,7 @@ class BinarizeWeights(WeightStep):
     """
 
     kind: ClassVar[str] = "binarize_weights"
+    makes_integers: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = True
 
     granularity: str = "channel"
@@ -64,6 +65,7 @@ class TernarizeWeights(WeightStep):
     """
 
     kind: ClassVar[str] = "ternarize_weights"
+    makes_integers: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = True
 
     granularity: str = "channel"

@@ -63,6 +63,11 @@ class QuantizeWeights(StepConfig):
         """Whether the layer's inputs are worth collecting for it."""
         return self.rounding == "compensated" and self.bits != 16
 
+    @property
+    def makes_integers(self) -> bool:
+        """Whether integer kernels can run on the symbols: at most 8 bits, zero at 0."""
+        return self.bits != 16 and self.symmetric
+
     def label(self) -> str:
         text = f"{self.bits}b" if self.bits is not None else f"k{self.step:g}"
         if self.bits == 16:

@@ -11,7 +11,7 @@ from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import FLOAT, Choice
 from autocomp.planner.neighbours import neighbours
 from autocomp.planner.plan import plan, solve
-from autocomp.planner.structures import UNCHANGED, saved_macs, structures
+from autocomp.planner.structures import UNCHANGED, saved_macs, structure_moves, structures
 from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.prune import PruneChannels
 from tests.planner.tables import make
@@ -139,3 +139,19 @@ def test_neighbours_keep_the_structure() -> None:
     near = [c for c, _ in neighbours(prices, space, base, budget_bytes=None)][:50]
     assert near
     assert all(c.structure() == base.structure() and c != base for c in near)
+
+
+def test_moves_change_one_decision_by_one_step() -> None:
+    prices, space = table()
+    base = halved(prices)
+    found = structure_moves(prices, base)
+    assert {c.id for c in found} == {
+        UNCHANGED.replace({u: Choice((s,)) for u, s in pairs}).id
+        for first, third in [(next(iter(space.units)), list(space.units)[2])]
+        for pairs in (
+            [(first, PruneChannels(ratio=0.25))],
+            [(first, PruneChannels(ratio=0.5)), (third, Factorise(rank=0.75))],
+        )
+    }
+    assert all(c in space for c in found)
+    assert structure_moves(dataclasses.replace(prices, structure={}), base) == []

@@ -1,7 +1,8 @@
 """The solver first, its neighbours next, Optuna around it.
 
 Behind the plan, rows follow a fixed schedule of four: two neighbours of the best feasible rows, one
-row that widens the front over all sizes, one TPE row kept within a step of the best.
+row that widens the front over all sizes, one TPE row kept within a step of the best. Where the space can
+change the structure, one of the neighbours has a structure one decision away and storage solved anew for it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.core.candidate import Candidate
+from autocomp.core.steps import STRUCTURE_AXES
 from autocomp.errors import InfeasibleError
 from autocomp.planner.neighbours import propose
 from autocomp.planner.plan import solve
+from autocomp.planner.structures import structure_moves
 from autocomp.search.front import pareto_mask
 from autocomp.search.records import CANDIDATE
 from autocomp.search.sampler import Sampler, SamplerContext, derived_seed, next_start, tried_ids, untried_near
@@ -95,7 +98,7 @@ class HybridSampler:
         orders: tuple[tuple[Callable[..., Candidate | None], ...], ...] = (
             (near, across),
             (across, near),
-            (near, across),
+            (self._restructured, near, across),
             (tpe, near),
         )
         for source in orders[number % len(orders)] if rows.candidates else (self._optuna,):
@@ -141,6 +144,29 @@ class HybridSampler:
                 return found
         return None
 
+    def _restructured(
+        self, _study: Study, _number: int, rows: _Rows, tried: set[str], rng: np.random.Generator
+    ) -> Candidate | None:
+        """One of the best rows with one structural decision changed and its storage solved anew; None without any."""
+        prices, space = self._context.prices, self._context.space
+        if prices is None or not prices.structure:
+            return None
+        order = rows.best_first()
+        base = rows.known[order[min(int(rng.geometric(_GREED)) - 1, len(order) - 1)]]
+        budget = self._predicted_budget(rows) or base.file_bytes
+        runs_int8 = any(c.get("activations") is not None for c in base.candidate.values())
+        moves = [m for m in structure_moves(prices, base.candidate) if m in space]
+        while moves and math.isfinite(budget):
+            structure = moves.pop(min(int(rng.geometric(_GREED)) - 1, len(moves) - 1))
+            try:
+                execution = "int8" if runs_int8 else "float32"
+                found = solve(prices, int(budget), execution=execution, structure=structure).candidate
+            except InfeasibleError:
+                continue
+            if found.id not in tried and found in space:
+                return found
+        return None
+
     def _across_sizes(
         self, _study: Study, _number: int, rows: _Rows, tried: set[str], rng: np.random.Generator
     ) -> Candidate | None:
@@ -152,7 +178,9 @@ class HybridSampler:
             middle = int(np.sqrt(sizes[gap] * sizes[gap + 1]))
             runs_int8 = any(c.get("activations") is not None for c in rows.candidates[front[gap]].values())
             try:
-                found = solve(prices, middle, execution="int8" if runs_int8 else "float32").candidate
+                execution = "int8" if runs_int8 else "float32"
+                structure = rows.candidates[front[gap]]
+                found = solve(prices, middle, execution=execution, structure=structure).candidate
             except InfeasibleError:
                 found = None
             if found is not None and found.id not in tried and found in self._context.space:
@@ -167,7 +195,9 @@ class HybridSampler:
         params = draw(TPESampler(seed=derived_seed(self._context.seed, number, "tpe")), study, number, space)
         if rows.candidates:
             base = space.encode(rows.candidates[rows.best_first()[0]])
-            params = {name: min(max(value, base[name] - 1), base[name] + 1) for name, value in params.items()}
+            # a structure costs seconds to realise and is not changed in many places at once
+            reach = {name: 0 if name.rpartition(":")[2] in STRUCTURE_AXES else 1 for name in params}
+            params = {n: min(max(value, base[n] - reach[n]), base[n] + reach[n]) for n, value in params.items()}
         return space.decode(params)
 
     def _neighbour(
