@@ -3,8 +3,8 @@
     python benchmarks/coding.py [--weights FILE] [--repeats 3]
 
 Speed: Gaussian weights of ResNet-18's shapes, a deviation of their own for each output and input channel, on step
-grids, one thread, CPU time; MB/s of float32 output, from the record to the float32 weight. FILE: a safetensors checkpoint of
-ResNet-20; without one only the speed is measured.
+grids, one thread, CPU time; MB/s of float32 output, from the record to the float32 weight. FILE: a safetensors
+checkpoint of ResNet-20; without one only the speed is measured.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from autocomp.core.steps import FLOAT, STRUCTURE_AXES, Choice
 from autocomp.core.variant import Variant
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.capture import first_tensor
+from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import Entry
 from autocomp.survey.effects import Effects
 from autocomp.survey.hessians import Hessians
@@ -71,7 +72,7 @@ class StructurePricer:
         network: folded, unchanged.
         recipe: gives the groups of channels and the target's multiple.
         hessians: of the layers' inputs.
-        images: calibration inputs [n, ...] that logit changes are measured on.
+        sensitivity: runs a changed layer on to the outputs, on the first calibration images.
         batches: calibration inputs that pruned layers are refitted on.
         effects: turns outputs into prices.
         seed: of what is random.
@@ -80,7 +81,7 @@ class StructurePricer:
     network: Network
     recipe: Recipe
     hessians: Hessians
-    images: Tensor
+    sensitivity: PrefixRunner
     batches: Sequence[Tensor]
     effects: Effects
     seed: int = 0
@@ -100,7 +101,8 @@ class StructurePricer:
 
     def _outputs(self, unit: str, choice: Choice) -> Tensor:
         step = choice.steps[0]
-        module, tensors = self.network.module, {}
+        module = self.network.module
+        tensors: dict[str, Tensor] = {}
         if isinstance(step, PruneChannels):
             roots = [n for n in self.recipe.units[unit] if n in self.recipe.coupling().groups]
             variant = prune_channels(
@@ -113,9 +115,16 @@ class StructurePricer:
             )
             module = variant.network.module
         elif isinstance(step, Factorise):
-            for name in self.recipe.units[unit]:
-                layer = self.network.layers[name]
-                weight = module.get_parameter(layer.weight)
-                tensors[layer.weight] = approximation(weight, layer, step, self.hessians(name), self.seed)
+            names = self.recipe.units[unit]
+            tensors = {self.network.layers[n].weight: self._low_rank(n, step) for n in names}
+            if len(names) == 1:
+                layer = self.network.layers[names[0]]
+                self.sensitivity.at(layer.name)
+                return self.sensitivity.run(tensors[layer.weight]).float()
         with torch.inference_mode():
-            return first_tensor(torch.func.functional_call(module, tensors, (self.images,))).float()
+            return first_tensor(torch.func.functional_call(module, tensors, (self.sensitivity.inputs,))).float()
+
+    def _low_rank(self, name: str, step: Factorise) -> Tensor:
+        layer = self.network.layers[name]
+        weight = self.network.module.get_parameter(layer.weight)
+        return approximation(weight, layer, step, self.hessians(name), self.seed)

@@ -100,7 +100,7 @@ def survey(
     few = images[:sensitivity]
     key = settings_key(workload, network, images, len(few), seed)
     files = {unit.name: cache / "survey" / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
-    missing = {name: _missing(files[name], space.units[name]) for name in files}
+    missing = {name: _missing(files[name], space.storage_choices(space.units[name])) for name in files}
     activations = cache / "survey" / f"{execution_key(key, network, space, profile)}.unit"
     runs_int8 = bool(execution_choices(space))
     todo = [name for name, choices in missing.items() if choices]
@@ -136,7 +136,7 @@ def survey(
                 network=network,
                 recipe=_recipe(space),
                 hessians=hessians,
-                images=few,
+                sensitivity=PrefixRunner(network, few),
                 batches=calibration[:1],
                 effects=effects,
                 seed=seed,
@@ -165,7 +165,7 @@ def survey(
         write_atomic(cache / INDEX, json.dumps(index).encode())
     found = load_survey(network, space, cache, kept)
     for unit, prices in found.prices.storage.items():
-        lost = len(space.units[unit].choices(axes=space.units[unit].storage_axes())) - len(prices.choices)
+        lost = len(space.storage_choices(space.units[unit])) - len(prices.choices)
         if lost:
             progress.note(f"{unit}: {lost} choices left out: the network's outputs are not finite with them")
     return found
@@ -187,7 +187,7 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
     try:
         index = json.loads(path.read_text())
         database = Database({u: cache / "survey" / index["units"][u] for u in space.units}, kept or Kept())
-        storage = {u.name: _storage_prices(database, u) for u in space.units.values()}
+        storage = {u.name: _storage_prices(database, u, space.storage_choices(u)) for u in space.units.values()}
         execution, seconds = {}, sum(database.seconds(u) for u in space.units)
         if index["execution"] is not None:
             file = UnitFile(cache / "survey" / index["execution"])
@@ -321,8 +321,7 @@ def _overheads(
 # prices from files
 
 
-def _storage_prices(database: Database, unit: Unit) -> Prices:
-    choices = unit.choices(axes=unit.storage_axes())
+def _storage_prices(database: Database, unit: Unit, choices: Sequence[Choice]) -> Prices:
     entries = {c: database.entry(unit.name, c) for c in choices}
     usable = [c for c in choices if np.isfinite(entries[c].kl)]
     ordered = sorted(usable, key=lambda c: (c != FLOAT, -entries[c].bytes))
@@ -362,7 +361,7 @@ def _readable(path: Path) -> UnitFile | None:
         return None
 
 
-def _missing(path: Path, unit: Unit) -> list[Choice]:
-    """Storage choices of the unit that the file does not hold."""
+def _missing(path: Path, choices: Sequence[Choice]) -> list[Choice]:
+    """Storage choices of a unit that its file does not hold."""
     file = _readable(path)
-    return [c for c in unit.choices(axes=unit.storage_axes()) if file is None or c.key() not in file]
+    return [c for c in choices if file is None or c.key() not in file]
