@@ -28,6 +28,8 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
         CorruptFileError: the file is damaged.
         DataError: ``into`` has other layers than the file, or is needed and missing.
     """
+    import torch
+
     from autocomp.coding.container import read_artifact
     from autocomp.core.candidate import Candidate
     from autocomp.core.compressed import CompressedModel
@@ -40,12 +42,15 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
     try:
         folds = [(str(a), str(b)) for a, b in artifact.manifest["folds"]]
         shape = tuple(int(n) for n in artifact.manifest["input"])
+        dtype = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32}[
+            artifact.manifest.get("dtype", "float32")
+        ]
         quantizers, edits = activations_of(artifact.manifest), edits_of(artifact.manifest)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptFileError(f"{path}: the manifest lacks or garbles {error}; get the file again") from error
     if into is None:
         into = rebuild_model(str(artifact.manifest.get("model")), artifact.manifest.get("classes"))
-    network = attach(into, folds, shape, edits=edits)
+    network = attach(into, folds, shape, dtype, edits=edits)
     tensors = artifact.tensors()
     state = network.module.state_dict()
     for name, encoding in tensors.items():

@@ -110,6 +110,7 @@ class Network:
         values: by key, in order of execution; empty without a graph.
         no_graph: why there is no graph, "" where there is one.
         input_shape: without the batch axis.
+        input_dtype: torch's name of the inputs' type ("float32"; "int64" for token ids).
     """
 
     module: nn.Module
@@ -120,3 +121,4 @@ class Network:
     values: dict[str, Value] = field(default_factory=dict)
     no_graph: str = ""
     input_shape: tuple[int, ...] = ()
+    input_dtype: str = "float32"

@@ -67,6 +67,13 @@ class SearchSpace:
     notes: tuple[str, ...] = ()
     rules: Rules | None = None
 
+    def storage_choices(self, unit: Unit) -> list[Choice]:
+        """All legal ways to store a unit's weights, in order."""
+        every = unit.choices(axes=unit.storage_axes())
+        if self.rules is None:
+            return every
+        return [c for c in every if self.rules.reason(Candidate({unit.name: c})) is None]
+
     def parameters(self) -> dict[str, int]:
         """Optuna parameter name "<unit>:<axis>" → number of options; single options are left out."""
         return {

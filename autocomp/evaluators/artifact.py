@@ -22,6 +22,7 @@ def manifest(workload: Workload, network: Network, compressed: CompressedModel) 
         "model": workload.model_spec,
         "classes": workload.classes,
         "input": list(network.input_shape),
+        **({"dtype": network.input_dtype} if network.input_dtype != "float32" else {}),
         "folds": [[f.layer, f.norm] for f in network.folds.values()],
         **({"edits": [e.to_json() for e in compressed.edits]} if compressed.edits else {}),
         "activations": {k: q.to_json() for k, q in sorted(compressed.activations.items())},

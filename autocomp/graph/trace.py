@@ -87,6 +87,7 @@ def assemble(folded: Folded, batch: Tensor) -> Network:
         graph=folded.graph,
         values=values,
         input_shape=tuple(batch.shape[1:]),
+        input_dtype=_type_name(batch),
     )
 
 
@@ -196,6 +197,7 @@ def _without_graph(module: nn.Module, example: Tensor, reason: str) -> Network:
         skipped=_all_skipped(module, found, skipped, reasons),
         no_graph=reason,
         input_shape=tuple(batch.shape[1:]),
+        input_dtype=_type_name(batch),
     )
 
 
@@ -209,10 +211,19 @@ def _all_skipped(
 
 
 def stand_in(network: Network, samples: int = 2) -> Tensor:
-    """Inputs [samples, ...] of the network's shape and type, for tracing it again: normal deviates or zeros."""
+    """Inputs [samples, ...] of the network's shape and type, for tracing it again: normal deviates, or token ids.
+
+    Ids are below the number of rows of every embedding; different ones, for positions that are all alike hide
+    what attention does.
+    """
     shape = (samples, *network.input_shape)
-    nodes = network.graph.graph.nodes if network.graph is not None else ()
-    dtype = next((n.meta["dtype"] for n in nodes if n.op == "placeholder"), torch.float32)
-    if dtype != torch.float32:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    dtype: torch.dtype = getattr(torch, network.input_dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    rows = [m.num_embeddings for m in network.module.modules() if isinstance(m, nn.Embedding)]
+    return torch.randint(min(rows, default=1), shape, generator=generator).to(dtype)
+
+
+def _type_name(batch: Tensor) -> str:
+    return str(batch.dtype).removeprefix("torch.")

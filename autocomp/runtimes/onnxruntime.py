@@ -36,6 +36,7 @@ _LEVELS = {
 # a layer that was asked to stay float would lose accuracy that no simulation has seen. The int32
 # biases that it also makes, and that integer convolutions need, are written by ``_onnx_graph``.
 _DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+_NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 _QUIET = 4  # fatal only: every error reaches us as an exception as well
 _NODE = re.compile(r"""In Node, \("([^"]+)"|Name:'([^']+)'|[Nn]ode:? ?\(([^()]+)\)|Node \(([^()]+)\)""")
 
@@ -45,7 +46,7 @@ class OnnxRuntimeEngine:
 
     Args:
         session: onnxruntime.InferenceSession with one input.
-        example: [n, ...] float32, the input that is timed.
+        example: [n, ...], the input that is timed; brought to the type of the model's input.
         engine_bytes: size of the optimised model.
         layer_precisions: weight name → "int8" or "float32".
     """
@@ -60,7 +61,8 @@ class OnnxRuntimeEngine:
         self._engine_bytes = engine_bytes
         self._session: Any = session
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
-        fixed = np.ascontiguousarray(example, dtype=np.float32)
+        self._type = _NUMPY_TYPES.get(session.get_inputs()[0].type, "float32")
+        fixed = np.ascontiguousarray(example, dtype=self._type)
         first = self.run(fixed)
         self._binding: Any = session.io_binding()
         self._binding.bind_ortvalue_input(self._input, ort.OrtValue.ortvalue_from_numpy(fixed))
@@ -74,13 +76,13 @@ class OnnxRuntimeEngine:
         return self._engine_bytes
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
-        """First output [n, ...] for float32 inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
+        """First output [n, ...] for inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
         import numpy as np
 
         if self._session is None:
             raise UnsupportedError("onnxruntime: the engine is closed; build it again")
         try:
-            (output,) = self._session.run([self._output], {self._input: np.ascontiguousarray(inputs, np.float32)})
+            (output,) = self._session.run([self._output], {self._input: np.ascontiguousarray(inputs, self._type)})
         except _errors() as error:
             raise UnsupportedError(_explain("cannot run the model", error)) from error
         return np.asarray(output)
@@ -121,12 +123,12 @@ class OnnxRuntime:
         }
 
     def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Engine:
-        """Optimise and load a model with one float32 input.
+        """Optimise and load a model with one input, float32 or token ids.
 
         Args:
             onnx_model: serialised ONNX; int8 layers as explicit QuantizeLinear / DequantizeLinear.
             profile: its ``options`` are :data:`OPTIONS`.
-            example: [n, ...] float32, the input the engine is timed with.
+            example: [n, ...], the input the engine is timed with.
 
         Raises:
             UnsupportedError: ONNX Runtime refuses the model; with the node's name where it tells.

@@ -154,7 +154,9 @@ def space_from_toml(
     toml.known(data, ("description", *_TABLES, "leave", "override", "group"), file, "")
     _description(data, file)
     prune = toml.table(data, "prune", file)
-    multiple = _multiple(prune.pop("multiple", None), profile, file)
+    multiple = _multiple(prune.get("multiple"), profile, file)
+    if "multiple" in prune:
+        data = {**data, "prune": {k: v for k, v in prune.items() if k != "multiple"}}
     base = _layer_rules(LayerRules(), data, file, "")
     leave = toml.table(data, "leave", file)
     toml.known(leave, ("layers",), file, "leave")

@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, field
+from typing import Any
 
 from autocomp.core.candidate import Candidate
-from autocomp.core.edits import Resize
 from autocomp.core.network import Layer, Network
 from autocomp.core.steps import Choice
-from autocomp.graph._cuts import resized
-from autocomp.graph.coupling import Coupling
+from autocomp.graph.coupling import ChannelGroup, Coupling
 from autocomp.transforms.low_rank import Factorise, factor_specs, legal_factorise
 from autocomp.transforms.prune import PruneChannels, kept_entries, legal_prune
 from autocomp.transforms.weights import legal_weights
+
+_Loss = tuple[str, int | None, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +38,10 @@ class Recipe:
     coupling: Callable[[], Coupling]
     units: Mapping[str, tuple[str, ...]]
     multiple: int = 1
+    # a search asks for the same few thousand combinations again and again
+    _prunes: dict[tuple[str, PruneChannels], str | None] = field(default_factory=dict, init=False, repr=False)
+    _losses: dict[tuple[str, int], tuple[_Loss, ...]] = field(default_factory=dict, init=False, repr=False)
+    _obstacles: dict[Any, tuple[str, str] | None] = field(default_factory=dict, init=False, repr=False)
 
     def reason(self, candidate: Candidate) -> str | None:
         """Why the candidate is illegal (one line), or None."""
@@ -78,6 +81,11 @@ class Recipe:
         return None
 
     def _prune_obstacle(self, unit: str, step: PruneChannels) -> str | None:
+        if (unit, step) not in self._prunes:
+            self._prunes[unit, step] = self._found_prune_obstacle(unit, step)
+        return self._prunes[unit, step]
+
+    def _found_prune_obstacle(self, unit: str, step: PruneChannels) -> str | None:
         groups = self.coupling().groups
         roots = [n for n in self.units[unit] if n in groups]
         if not roots:
@@ -88,6 +96,15 @@ class Recipe:
 
     def _layer_obstacle(self, layer: Layer, choice: Choice) -> tuple[str, str] | None:
         """(axis, reason) for a layer of the pruned shape."""
+        steps = (choice.get("rank"), choice.get("sparsity"), choice.get("weights"))
+        if steps == (None, None, None):
+            return None
+        key = (layer.name, layer.weight_shape, layer.groups, steps)
+        if key not in self._obstacles:
+            self._obstacles[key] = self._found_obstacle(layer, choice)
+        return self._obstacles[key]
+
+    def _found_obstacle(self, layer: Layer, choice: Choice) -> tuple[str, str] | None:
         parts = [layer]
         step = choice.get("rank")
         if isinstance(step, Factorise):
@@ -112,29 +129,37 @@ class Recipe:
 
     def _pruned(self, candidate: Candidate) -> dict[str, Layer]:
         """Layers whose shape the candidate's pruning changes."""
-        keep = {}
+        lost: dict[str, dict[int | None, int]] = {}
         for unit, choice in candidate.items():
             step = choice.get("prune")
             if not isinstance(step, PruneChannels):
                 continue
             for root in self.units[unit]:
                 group = self.coupling().groups.get(root)
-                if group is not None:
-                    keep[root] = torch.arange(group.channels) < kept_entries(group, step.ratio, self.multiple)
-        if not keep:
-            return {}
-        edits, _ = resized(self.network.module, self.coupling().masks(keep))
+                if group is None:
+                    continue
+                for name, axis, count in self._removed(group, kept_entries(group, step.ratio, self.multiple)):
+                    axes = lost.setdefault(name, {})
+                    # groups never claim the same index, so what they take from an axis adds up
+                    axes[axis] = axes.get(axis, 0) + count
         found = {}
-        for edit in edits:
-            layer = self.network.layers.get(edit.path)
-            if layer is not None and isinstance(edit, Resize):
-                groups = edit.attributes.get("groups", layer.groups)
-                found[layer.name] = dataclasses.replace(
-                    layer,
-                    weight_shape=edit.shapes.get("weight", layer.weight_shape),
-                    groups=groups if isinstance(groups, int) else layer.groups,
-                )
+        for name, axes in lost.items():
+            layer = self.network.layers[name]
+            shape = tuple(size - axes.get(axis, 0) for axis, size in enumerate(layer.weight_shape))
+            found[name] = dataclasses.replace(layer, weight_shape=shape, groups=layer.groups - axes.get(None, 0))
         return found
+
+    def _removed(self, group: ChannelGroup, kept: int) -> tuple[_Loss, ...]:
+        """(layer, axis of its weight, or None for its convolution groups, how many go) with ``kept`` entries left."""
+        key = (group.root, kept)
+        if key not in self._losses:
+            found = []
+            for cut in group.cuts:
+                wanted = (cut.axis is None) == (cut.name == "groups") and cut.name in ("weight", "groups")
+                if wanted and cut.path in self.network.layers:
+                    found.append((cut.path, cut.axis, int((cut.entries >= kept).sum())))
+            self._losses[key] = tuple(found)
+        return self._losses[key]
 
     def shares(self, candidate: Candidate) -> dict[str, float]:
         """Unit → share of its weights that the candidate's structure keeps, for units where it is not all."""
