@@ -41,6 +41,19 @@ def round_half(values: torch.Tensor) -> torch.Tensor:
     return (values / unit).to(torch.float16).to(torch.float32) * unit
 
 
+SCALE_BITS = 8
+"""Significant bits of scales: a relative error of at most 2**-8, below what rounding to 8 bits does to the weights
+themselves. Biases keep all 11: theirs counts against the deviation of the output, which may be much smaller."""
+
+
+def round_scale(values: torch.Tensor) -> torch.Tensor:
+    """``values`` (float32, any shape) rounded to :data:`SCALE_BITS` significant bits, then as :func:`round_half`."""
+    import torch
+
+    mantissa, exponent = torch.frexp(values)
+    return round_half(torch.ldexp((mantissa * 2.0**SCALE_BITS).round() / 2.0**SCALE_BITS, exponent))
+
+
 def _along(values: torch.Tensor, dimensions: int, axis: int) -> torch.Tensor:
     """``values`` [channels] or [1] shaped to broadcast along ``axis``."""
     return values.reshape([-1 if d == axis else 1 for d in range(dimensions)])
@@ -62,7 +75,7 @@ class QuantizedTensor(_Stored):
 
     Attributes:
         symbols: integer tensor (int16), the shape of the weight.
-        scale: float32, [channels] or [1]; representable by :func:`round_half`.
+        scale: float32, [channels] or [1]; representable by :func:`round_scale`.
         zero_point: int16, the shape of ``scale``, or None for a symmetric grid.
         axis: the channel axis of ``symbols`` (0; 1 for transposed convolutions).
         bits: nominal width when the grid has one (symbols fit ``bits`` bits), else None.
@@ -83,7 +96,7 @@ class QuantizedTensor(_Stored):
 
     def with_gain(self, gain: torch.Tensor) -> QuantizedTensor:
         """The same integers with each channel's scale multiplied by ``gain`` [channels]."""
-        return replace(self, scale=round_half(self.scale * gain))
+        return replace(self, scale=round_scale(self.scale * gain))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +157,7 @@ class CodebookTensor(_Stored):
 
     def with_gain(self, gain: torch.Tensor) -> CodebookTensor:
         """The same indices with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_half(self.scale * gain))
+        return replace(self, scale=round_scale(self.scale * gain))
 
 
 def hash_buckets(count: int, buckets: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,7 +204,7 @@ class HashedTensor(_Stored):
 
     def with_gain(self, gain: torch.Tensor) -> HashedTensor:
         """The same values with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_half(self.scale * gain))
+        return replace(self, scale=round_scale(self.scale * gain))
 
 
 @cache
@@ -241,7 +254,7 @@ class DctTensor(_Stored):
 
     def with_gain(self, gain: torch.Tensor) -> DctTensor:
         """The same coefficients with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_half(self.scale * gain))
+        return replace(self, scale=round_scale(self.scale * gain))
 
 
 ScaledEncoding = QuantizedTensor | CodebookTensor | HashedTensor | DctTensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocomp.core.encodings import round_half
+from autocomp.core.encodings import round_scale
 
 STEP_LIMIT = 127
 """Symbols of step grids reach to ±127; the coder, not a width, sets their bytes."""
@@ -52,8 +52,8 @@ def storable(scale: Tensor) -> Tensor:
     """``scale`` as the file holds it; channels with no width of their own get the largest one's."""
     top = scale.max() if scale.numel() else scale.new_ones(())
     top = torch.where(top > 0, top, torch.ones_like(top))
-    rounded = round_half(torch.where(scale > 0, scale, top))
-    return torch.where(rounded > 0, rounded, round_half(top.reshape(1)))
+    rounded = round_scale(torch.where(scale > 0, scale, top))
+    return torch.where(rounded > 0, rounded, round_scale(top.reshape(1)))
 
 
 def step_grid(rows: Tensor, step: float, *, per_tensor: bool, symmetric: bool) -> Grid:

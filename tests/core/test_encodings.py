@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autocomp.core.encodings import (
     MAX_KERNEL,
@@ -19,6 +21,7 @@ from autocomp.core.encodings import (
     cosine_basis,
     hash_buckets,
     round_half,
+    round_scale,
 )
 
 
@@ -146,3 +149,15 @@ def test_gain_multiplies_channels(encoding: QuantizedTensor) -> None:
 def test_memory_counts_all_tensors() -> None:
     assert FloatTensor(values=torch.zeros(5)).memory_bytes == 20
     assert SCALED[1].memory_bytes == 54 * 2 + 8 + 12
+
+
+@given(st.lists(st.floats(2.0**-20, 2.0**13, width=32), min_size=1, max_size=20))
+def test_scales_keep_eight_significant_bits(numbers: list[float]) -> None:
+    values = torch.tensor(numbers, dtype=torch.float32)
+    rounded = round_scale(values)
+    assert torch.equal(round_scale(rounded), rounded)
+    assert torch.equal(round_half(rounded), rounded)
+    near_top = values > float(values.max()) * 2.0**-14  # far smaller ones fall below float16's range
+    assert bool(((rounded - values).abs() <= 2.0**-8 * values)[near_top].all())
+    mantissa, _ = torch.frexp(rounded)
+    assert torch.equal((mantissa * 256).round(), mantissa * 256)

@@ -146,7 +146,7 @@ def test_step_scales_are_the_candidates_times_the_factor(network: Network, image
             old, new = compressed.tensors[layer.weight], made.tensors[layer.weight]
             assert isinstance(old, QuantizedTensor)
             assert isinstance(new, QuantizedTensor)
-            assert torch.allclose(new.scale, old.scale * factor, rtol=1e-3)
+            assert torch.allclose(new.scale, old.scale * factor, rtol=2**-8)
         sizes.append(entropy_bytes(made))
     assert sizes[1] < 0.97 * sizes[0]
 

@@ -98,7 +98,7 @@ def test_means_and_deviations_are_the_float_networks(network: Network, images: T
         # gains and biases are stored with 11 bits, and each layer's shift moves the next one's input
         assert torch.allclose(found_mean, mean, atol=2e-3)
         if name in network.folds:
-            assert torch.allclose(found_variance, variance, rtol=4e-3)
+            assert torch.allclose(found_variance, variance, rtol=1e-2)
     errors = [float((run["output"] - float_outputs["output"]).square().mean()) for run in (before, after)]
     assert errors[1] < 0.7 * errors[0]
 
@@ -258,5 +258,5 @@ def test_every_encoding_of_a_folded_layer_gets_its_statistics_back(
     mean, variance, _ = moments(output(new_weight, new_bias), 1)
     wanted_mean, wanted_variance, _ = moments(target, 1)
     assert torch.allclose(mean, wanted_mean, atol=1e-3 * float(fold.std.max()))
-    # the gain is stored in 16 bit: 2^-11 of a scale
-    assert torch.allclose(variance.sqrt(), wanted_variance.sqrt(), rtol=2e-3)
+    # scales keep 8 significant bits
+    assert torch.allclose(variance.sqrt(), wanted_variance.sqrt(), rtol=2**-8 + 5e-4)
