@@ -70,8 +70,8 @@ def test_truncated_or_lengthened_payloads_are_refused(coder):
 
 
 def test_coders_have_distinct_numbers_and_are_found_by_name():
-    assert set(coders()) == {"bitpack", "huffman", "range_coder"}
-    assert coder_names() == {0: "bitpack", 1: "huffman", 2: "range_coder"}
+    assert set(coders()) == {"bitpack", "huffman", "range_coder", "relative_index"}
+    assert coder_names() == {0: "bitpack", 1: "huffman", 2: "range_coder", 3: "relative_index"}
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 8, 11, 18])
