@@ -52,7 +52,7 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
         into = rebuild_model(str(artifact.manifest.get("model")), artifact.manifest.get("classes"))
     network = attach(into, folds, shape, dtype, edits=edits)
     tensors = artifact.tensors()
-    state = network.module.state_dict()
+    state = network.module.state_dict(keep_vars=True)
     for name, encoding in tensors.items():
         if name not in state:
             raise DataError(
@@ -62,7 +62,8 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
             raise DataError(
                 f"{path}: {name} is {list(encoding.decode().shape)}, the given network's is {list(state[name].shape)}"
             )
-    missing = [n for n, t in state.items() if t.is_floating_point() and n not in tensors]
+    held = {id(state[name]) for name in tensors}  # a shared tensor is stored under one of its names
+    missing = [n for n, t in state.items() if t.is_floating_point() and id(t) not in held]
     if missing:
         raise DataError(f"{path} holds no {missing[0]} (and {len(missing) - 1} more): the given network is another one")
     compressed = CompressedModel(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
+from autocomp.core.network import Network
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
@@ -57,9 +58,10 @@ JOINT: dict[str, Any] = {
     ],
     "activations": {"precisions": ["float32", "int8"], "calibrator": "minmax"},
 }
-"""Every technique; "cp" is added for layers of at most :data:`CP_WEIGHTS` weights."""
+"""Every technique for every layer, "cp" aside: it takes too long on large ones."""
 
 CP_WEIGHTS = 2_000
+"""Layers of at most so many weights are offered "cp"."""
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of outputs between simulation and ONNX Runtime, in their range, without int8: both sum
@@ -118,6 +120,25 @@ class Coverage:
         return {k: v for k, v in asdict(self).items() if k != "digests"}
 
 
+def spread(network: Network) -> dict[str, Any]:
+    """Tables of a joint space: few choices a layer, so that surveys are short; all techniques over the layers."""
+    overrides = []
+    for i, (name, layer) in enumerate(network.layers.items()):
+        methods = [*JOINT["rank"]["method"], *(["cp"] if np.prod(layer.weight_shape) <= CP_WEIGHTS else [])]
+        shares = [JOINT["share"][(2 * i + j) % len(JOINT["share"])] for j in (0, 1)]
+        overrides.append(
+            {
+                "match": name,
+                "prune": {"ratio": [0.25, 0.5], "criterion": ["l2", "activation"][i % 2]},
+                "rank": {"method": [methods[i % len(methods)], "whitened_svd"], "rank": 0.4},
+                "sparsity": {"ratio": 0.5} if i % 2 else {"pattern": "2:4"},
+                "share": shares,
+            }
+        )
+    weights = {"bits": [8], "steps": [0.5]}
+    return {"prune": {"multiple": 1}, "weights": weights, "activations": JOINT["activations"], "override": overrides}
+
+
 def joint_session(
     model: nn.Module,
     inputs: Tensor,
@@ -133,7 +154,7 @@ def joint_session(
         model: in evaluation mode.
         inputs: [n, ...], calibration and search split alike.
         folder: of the run.
-        tables: of the search space; None: :data:`JOINT`.
+        tables: of the search space; None: those of :func:`spread`.
         classes: number of classes, None where the output is no class score.
         seed: of everything random.
     """
@@ -154,11 +175,7 @@ def joint_session(
     network = build_network(model, workload.example())
     target = load_target("cpu-onnxruntime")
     coupling = cache(partial(coupled_groups, network))
-    data = dict(JOINT if tables is None else tables)
-    small = [n for n, layer in network.layers.items() if np.prod(layer.weight_shape) <= CP_WEIGHTS]
-    if tables is None and small:
-        rank = {"method": [*JOINT["rank"]["method"], "cp"], "rank": JOINT["rank"]["rank"]}
-        data["override"] = [{"match": small, "rank": rank}]
+    data = spread(network) if tables is None else tables
     space = space_from_toml(data, network, target.profile, coupling, file="joint.toml", name="joint")
     run = RunFolder(folder)
     run.cache.mkdir(parents=True, exist_ok=True)
@@ -230,7 +247,7 @@ def check_family(
         candidates: how many.
         seed: of everything random.
         classes: number of classes, None where the output is no class score.
-        tables: of the search space; None: :data:`JOINT`.
+        tables: of the search space; None: those of :func:`spread`.
         factory: "module:function" or "module:function:argument" that makes an untrained instance in another process.
 
     Returns:
@@ -284,7 +301,7 @@ def check_candidates(
         techniques=tuple(sorted(checker.techniques)),
         float_difference=max(checker.float_differences, default=0.0),
         int8_difference=max(checker.int8_differences, default=0.0),
-        top1=checker.agreeing / max(1, checker.compared),
+        top1=checker.agreeing / checker.compared if checker.compared else 1.0,
         seconds=time.perf_counter() - begin,
     )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autocomp.search.session import Session
-from autocomp.testing.coverage import check_candidates, joint_session, raw_candidates
+from autocomp.testing.coverage import JOINT, check_candidates, joint_session, raw_candidates
 from autocomp.testing.families import make_family, settle
 from autocomp.workloads.models.cifar_resnet import resnet20
 
@@ -31,7 +31,7 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         model.eval()
     else:
         model, _ = make_family("mobilenet_v2")
-    return joint_session(model, inputs, tmp_path_factory.mktemp(request.param), classes=10)
+    return joint_session(model, inputs, tmp_path_factory.mktemp(request.param), tables=JOINT, classes=10)
 
 
 def test_every_candidate_is_legal_or_refused_with_a_reason(session: Session) -> None:
