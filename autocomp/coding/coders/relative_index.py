@@ -121,9 +121,9 @@ def _best(symbols: Ints) -> tuple[int, int] | None:
     if not 0 < flat.size <= MAX_SYMBOLS:
         return None
     background = _background(flat)
-    places, gaps = _gaps(flat, background)
-    if 2 * len(places) > flat.size:
+    if 2 * np.count_nonzero(flat == background) < flat.size:
         return None
+    places, gaps = _gaps(flat, background)
     if not len(places):
         return len(put_signed(background)) + 1, 1
     lengths, often = np.unique(gaps, return_counts=True)
