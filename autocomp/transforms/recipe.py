@@ -92,7 +92,8 @@ class Recipe:
             refused = {s.name: s.reason for s in self.coupling().refused}
             known = next((refused[n] for n in self.units[unit] if n in refused), None)
             return known or "its channels are removed with another layer's"
-        return next((r for n in roots if (r := legal_prune(groups[n], step.ratio, self.multiple))), None)
+        reasons = (legal_prune(groups[n], step.ratio, self.multiple) for n in roots)
+        return next((r.partition(": ")[2] for r in reasons if r is not None), None)
 
     def _layer_obstacle(self, layer: Layer, choice: Choice) -> tuple[str, str] | None:
         """(axis, reason) for a layer of the pruned shape."""
