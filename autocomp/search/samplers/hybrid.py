@@ -139,7 +139,8 @@ class HybridSampler:
         order = rows.best_first()
         start = min(int(rng.geometric(_GREED)) - 1, len(order) - 1)
         for index in (order[start:] + order[:start])[:_BASES]:
-            found = self._neighbour(rows, index, self._predicted_budget(rows), tried, rng)
+            changed = bool(len(rows.candidates[index].structure()))
+            found = self._neighbour(rows, index, self._predicted_budget(rows, changed), tried, rng)
             if found is not None:
                 return found
         return None
@@ -153,7 +154,7 @@ class HybridSampler:
             return None
         order = rows.best_first()
         base = rows.known[order[min(int(rng.geometric(_GREED)) - 1, len(order) - 1)]]
-        budget = self._predicted_budget(rows) or base.file_bytes
+        budget = self._predicted_budget(rows, True) or base.file_bytes
         runs_int8 = any(c.get("activations") is not None for c in base.candidate.values())
         moves = [m for m in structure_moves(prices, base.candidate) if m in space]
         while moves and math.isfinite(budget):
@@ -224,10 +225,16 @@ class HybridSampler:
         errors = [float(rows.values[i, 0] - rows.known[i].loss) for i in like]
         return fit_residual(self._context.space, [rows.known[i].candidate for i in like], errors)
 
-    def _predicted_budget(self, rows: _Rows) -> int | None:
-        """The budget in predicted bytes: less what nine files in ten took beyond their prediction."""
+    def _predicted_budget(self, rows: _Rows, changed: bool) -> int | None:
+        """The budget in predicted bytes: less what nine files in ten took beyond their prediction.
+
+        Args:
+            rows: what was written so far.
+            changed: of candidates with a changed structure, whose sizes are only estimated, or of the others.
+        """
         budget = self._context.budget_bytes
-        beyond = rows.values[:, 1] - np.array([k.file_bytes for k in rows.known])
+        alike = np.array([bool(len(k.candidate.structure())) == changed for k in rows.known], dtype=bool)
+        beyond = (rows.values[:, 1] - np.array([k.file_bytes for k in rows.known]))[alike]
         beyond = beyond[np.isfinite(beyond)]
         if budget is None or not len(beyond):
             return budget
