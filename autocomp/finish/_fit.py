@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from autocomp.transforms.compensate import Hessian, Moments, sample_chunks
 from autocomp.transforms.patches import Patches, output_rows
 
-RIDGE = 0.01
-"""Ridge of the refit as a fraction of the covariance's mean diagonal (the damping of GPTQ)."""
+RIDGE = 0.05
+"""Ridge of the refit as a fraction of the covariance's mean diagonal.
+
+Vectors of one image are alike, so there are fewer independent ones than counted. Measured on ResNet-20 at 43.7 KB
+with 512 images, KL on other images: 0.090 with 0.01 (the damping of GPTQ), 0.081 with 0.05, 0.083 with 0.15.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,12 +13,13 @@ OBC (Frantar and Alistarh 2022).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from autocomp.core.compressed import CompressedModel
-from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor, round_half
+from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor
 from autocomp.core.network import Layer, Network
 from autocomp.core.progress import Progress, Silent
 from autocomp.errors import DataError
@@ -171,8 +172,6 @@ def _grid(
     source = wanted
     if config.step is not None:
         source = network.module.get_parameter(layer.weight).detach()
+        config = replace(config, step=min(8.0, max(0.01, config.step * step_factor)))
     channels = source.transpose(0, axis).reshape(source.shape[axis], -1)
-    grid = make_grid(channels, config, column_importance(hessian, channels, axis))
-    if config.step is None or step_factor == 1.0:
-        return grid
-    return Grid(scale=round_half(grid.scale * step_factor), zero=grid.zero, low=grid.low, high=grid.high)
+    return make_grid(channels, config, column_importance(hessian, channels, axis))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
+from autocomp.core.steps import Choice
 from autocomp.evaluators.quality import Scored, judge
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.finish import find_finish
+from autocomp.planner.spacing import respaced
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import latency_fields, make_row
 from autocomp.transforms.calibrate import calibrate_activations
+from autocomp.transforms.quantize import QuantizeWeights
 
 
 def choose_finalists(rows: Sequence[Row], limits: Limits, count: int) -> list[Row]:
@@ -37,44 +41,53 @@ class Finalist:
     timing: Measurement | None = None
 
 
+PROBES = 3
+"""At most so many quick passes of the finisher, on few images, that look for the step factor."""
+
 PASSES = 3
-"""At most so many passes of the finisher, each with wider steps, until the file keeps the budget."""
+"""At most so many passes on all calibration images, until the file keeps the budget and uses it."""
+
+PROBE_IMAGES = 64
+
+MARGIN = 0.003
+"""Files are aimed this fraction below the budget: half of what the images of a pass change in its bytes."""
+
+FILL = 0.985
+"""A file smaller than this fraction of the budget is refitted with finer steps."""
 
 
-def wider(factor: float, file_bytes: int, budget: int, weights: int) -> float:
-    """The step factor that should bring a file that is over budget to just below it.
+def matching(factor: float, file_bytes: int, budget: int, weights: int) -> float:
+    """The step factor that should bring a file of ``file_bytes``, made with ``factor``, to just below ``budget``.
 
-    Steps twice as wide take one bit a weight less (high-rate theory, Gish and Pierce 1968); a third is added,
-    since at low rates they take less than that.
+    Steps twice as wide take one bit a weight less (high-rate theory, Gish and Pierce 1968), and less than that
+    at low rates: a third is added. At most a factor of two at a time.
     """
-    over_bits = 8.0 * (file_bytes - budget) / max(1, weights)
-    return float(factor * 2.0 ** (1.33 * over_bits + 0.002))
+    over_bits = 8.0 * (file_bytes - (1.0 - MARGIN) * budget) / max(1, weights)
+    return float(factor * 2.0 ** max(-1.0, min(1.0, 1.33 * over_bits)))
 
 
-def finish_row(evaluator: Evaluator, row: Row, limits: Limits) -> Finalist | None:
+def finish_row(evaluator: Evaluator, row: Row, limits: Limits, candidate: Candidate | None = None) -> Finalist | None:
     """The recovered form of ``row``; None where it gained nothing or broke a limit (then the row stays).
 
     Finishing changes symbols, so the file is written and measured again.
+
+    Args:
+        evaluator: of the session.
+        row: what is recovered.
+        limits: the constraints.
+        candidate: the row's with other step sizes; kept wherever it is feasible.
     """
     session = evaluator.session
     method = session.settings.finish
     if method == "none":
         return None
-    candidate = Candidate.from_json(row.recipe)
-    before = evaluator.realise(candidate)
+    other_steps, candidate = candidate is not None, candidate or Candidate.from_json(row.recipe)
     path = session.run.candidates / f"{candidate.id}-finished.autocomp"
-    network = evaluator.structured(candidate).network
-    weights = sum(layer.parameters for layer in network.layers.values())
-    factor = 1.0
-    for _ in range(PASSES):
-        after = refit(evaluator, before, factor)
-        file_bytes = evaluator.write(after, path)
-        if limits.file_bytes is None or file_bytes <= limits.file_bytes:
-            break
-        factor = wider(factor, file_bytes, limits.file_bytes, weights)
+    after, file_bytes = fitted(evaluator, starting_point(evaluator, candidate), path, limits.file_bytes)
     quality = evaluator.quality(after)
     done = Completed(file_bytes=file_bytes, kl=quality.loss, score=quality.score)
-    made = make_row(f"trial {row.trial} finished", candidate, done, limits, trial=row.trial, file=str(path))
+    name = f"trial {row.trial} {'respaced' if other_steps else 'finished'}"
+    made = make_row(name, candidate, done, limits, trial=row.trial, file=str(path))
     # same structure and precision, so the same engine: its latency is the trial's
     finished = dataclasses.replace(
         made,
@@ -82,24 +95,62 @@ def finish_row(evaluator: Evaluator, row: Row, limits: Limits) -> Finalist | Non
         latency_ms_ci95=row.latency_ms_ci95,
         latency_source=row.latency_source,
         engine_bytes=row.engine_bytes,
-        techniques=(*row.techniques, f"finish_{method}"),
+        techniques=(*made.techniques, f"finish_{method}"),
     )
     finished = dataclasses.replace(finished, feasible=limits.feasible(finished))
-    if not finished.feasible or limits.rank(finished) > limits.rank(row):
+    if not finished.feasible or (not other_steps and limits.rank(finished) > limits.rank(row)):
         path.unlink()
         return None
     return Finalist(row=finished, compressed=after)
 
 
-def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> CompressedModel:
-    """One pass of the finisher, then activation ranges of the network it made."""
+def starting_point(evaluator: Evaluator, candidate: Candidate) -> CompressedModel:
+    """The candidate before the finisher; steps that were never priced are rounded to nearest, as it rounds anew."""
+    changes = {}
+    for unit, prices in evaluator.survey.prices.storage.items():
+        step = candidate[unit].get("weights")
+        if candidate[unit].storage() not in prices.choices and isinstance(step, QuantizeWeights):
+            plain = dataclasses.replace(step, rounding="nearest")
+            changes[unit] = Choice((*candidate[unit].without("weights").steps, plain))
+    return evaluator.realise(candidate.replace(changes)).replace(candidate=candidate)
+
+
+def fitted(
+    evaluator: Evaluator, before: CompressedModel, path: Path, budget: int | None
+) -> tuple[CompressedModel, int]:
+    """The finisher's result with the step factor that fills ``budget``, and the bytes of its file at ``path``."""
+    session = evaluator.session
+    layers = evaluator.structured(before.candidate).network.layers.values()
+    weights = sum(layer.parameters for layer in layers)
+    steps = [c.get("weights") for _, c in before.candidate.items()]
+    factor, spaced = 1.0, any(isinstance(s, QuantizeWeights) and s.step is not None for s in steps)
+    if budget is not None and spaced:
+        few = [session.calibration[0][:PROBE_IMAGES]]
+        for _ in range(PROBES):
+            file_bytes = evaluator.write(refit(evaluator, before, factor, few), path)
+            if (FILL + 1) / 2 * budget <= file_bytes <= budget:
+                break
+            factor = matching(factor, file_bytes, budget, weights)
+    for _ in range(PASSES):
+        after = refit(evaluator, before, factor, session.calibration)
+        file_bytes = evaluator.write(after, path)
+        if budget is None or not spaced or FILL * budget <= file_bytes <= budget:
+            break
+        factor = matching(factor, file_bytes, budget, weights)
+    return after, file_bytes
+
+
+def refit(
+    evaluator: Evaluator, before: CompressedModel, step_factor: float, images: Sequence[torch.Tensor]
+) -> CompressedModel:
+    """One pass of the finisher on calibration ``images``, then activation ranges of the network it made."""
     session = evaluator.session
     finish = find_finish(session.settings.finish)
     form = evaluator.structured(before.candidate)
     found = finish(
         form.network,
         before.replace(candidate=form.by_layer(before.candidate)),
-        session.calibration,
+        images,
         step_factor=step_factor,
         seed=session.settings.seed,
     )
@@ -107,7 +158,7 @@ def refit(evaluator: Evaluator, before: CompressedModel, step_factor: float) -> 
     quantizers = calibrate_activations(
         form.network,
         form.activation_values(before.candidate),
-        session.calibration,
+        images,
         symmetric=form.placement.symmetric,
         compressed=after,
     )
@@ -182,13 +233,26 @@ class Answer:
     timing: Measurement | None
 
 
+def respaced_finalist(evaluator: Evaluator, chosen: Sequence[Row], limits: Limits) -> Finalist | None:
+    """The best row with step sizes meant for the finished network; None without a budget, a finisher or steps."""
+    if not chosen or limits.file_bytes is None or evaluator.session.settings.finish == "none":
+        return None
+    candidate = respaced(evaluator.survey.prices, Candidate.from_json(chosen[0].recipe), limits.file_bytes)
+    return None if candidate is None else finish_row(evaluator, chosen[0], limits, candidate)
+
+
 def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Answer:
     """Finish the best few, choose on the search split, then score the choice and its rivals on the test split."""
     limits, count = explored.limits, evaluator.session.settings.spend.finalists
     chosen = choose_finalists(explored.rows, limits, count)
     rows = {(r.trial, r.name): r for r in explored.rows}
-    progress.stage("finish", total=max(1, 2 * len(chosen)))
     finalists = []
+    refilled = respaced_finalist(evaluator, chosen, limits)
+    if refilled is not None:
+        rows[refilled.row.trial, refilled.row.name] = refilled.row
+        finalists.append(refilled)
+        chosen = chosen[: max(1, count - 1)]
+    progress.stage("finish", total=max(1, 2 * len(chosen) + len(finalists)))
     for row in chosen:
         finished = finish_row(evaluator, row, limits)
         if finished is not None:

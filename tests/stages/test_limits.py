@@ -12,7 +12,7 @@ from autocomp.core.row import Row
 from autocomp.core.workload import Metric
 from autocomp.stages.exporting import knee
 from autocomp.stages.limits import Limits, unreachable_budget
-from autocomp.stages.recovering import choose_finalists, wider
+from autocomp.stages.recovering import choose_finalists
 from autocomp.stages.summarising import front_of
 
 ACCURACY = Metric(name="accuracy", direction="maximize", unit="fraction", compute=lambda *_: 0.0)
@@ -105,10 +105,3 @@ def test_the_knee_is_the_corner() -> None:
     rows = [row(file_bytes=b, kl=k) for b, k in ((10, 1.0), (20, 0.01), (1000, 0.005))]
     assert knee(rows) is rows[1]
     assert knee(rows[:1]) is rows[0]
-
-
-@given(st.integers(1001, 2000), st.floats(1.0, 2.0))
-def test_wider_steps_for_a_file_over_budget(size: int, factor: float) -> None:
-    assert wider(factor, size, 1000, 4000) > factor
-    # twice the bits a weight over: more than twice the widening in octaves
-    assert wider(1.0, 1500, 1000, 4000) > wider(1.0, 1250, 1000, 4000)
