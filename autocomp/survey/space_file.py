@@ -23,7 +23,7 @@ from autocomp.survey import step_tables
 from autocomp.survey import toml_tables as toml
 from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.prune import PruneChannels
-from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
+from autocomp.transforms.quantize import ROUNDINGS, QuantizeActivations, QuantizeWeights
 from autocomp.transforms.recipe import Recipe
 from autocomp.transforms.sparsify import Sparsify
 
@@ -371,7 +371,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "granularity": ("channel", "tensor"),
     "symmetric": (True, False),
     "scale": ("mse", "max"),
-    "rounding": ("nearest", "compensated"),
+    "rounding": ROUNDINGS,
     "precisions": ("float32", "int8"),
     "calibrator": ("minmax", "percentile", "mse", "entropy"),
     "float32": (True, False),

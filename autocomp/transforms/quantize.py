@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,9 @@ from autocomp.errors import ConfigError, DataError
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import Grid, bits_grid, step_grid
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
+from autocomp.transforms.rate import rate_aware
+
+ROUNDINGS = ("nearest", "compensated", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,9 @@ class QuantizeWeights(StepConfig):
         granularity: "channel" or "tensor": one scale an output channel, or one a tensor.
         symmetric: zero maps to integer 0 and the range is symmetric; else a zero point is stored.
         scale: how ``bits`` grids choose the scale: "mse" (search over clip ratios) or "max".
-        rounding: "nearest", or "compensated" (GPTQ, Frantar et al. 2022, on the layer's inputs).
+        rounding: "nearest"; "compensated" (GPTQ, Frantar et al. 2022, on the layer's inputs); "rate": compensated,
+            and a weight goes to a cheaper neighbour where the coder saves more than the error costs
+            (:mod:`~autocomp.transforms.rate`).
     """
 
     kind: ClassVar[str] = "quantize_weights"
@@ -53,7 +58,7 @@ class QuantizeWeights(StepConfig):
         for name, allowed in (
             ("granularity", ("channel", "tensor")),
             ("scale", ("mse", "max")),
-            ("rounding", ("nearest", "compensated")),
+            ("rounding", ROUNDINGS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"quantize_weights.{name} = {getattr(self, name)!r}; allowed {', '.join(allowed)}")
@@ -61,7 +66,7 @@ class QuantizeWeights(StepConfig):
     @property
     def uses_inputs(self) -> bool:
         """Whether the layer's inputs are worth collecting for it."""
-        return self.rounding == "compensated" and self.bits != 16
+        return self.rounding != "nearest" and self.bits != 16
 
     @property
     def makes_integers(self) -> bool:
@@ -75,7 +80,7 @@ class QuantizeWeights(StepConfig):
         text += "" if self.granularity == "channel" else "t"
         text += "" if self.symmetric else "a"
         text += "" if self.scale == "mse" or self.bits is None else "m"
-        return text + ("" if self.rounding == "compensated" else "n")
+        return text + {"compensated": "", "nearest": "n", "rate": "r"}[self.rounding]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +192,10 @@ def quantize_many(
             made[i] = FloatTensor.half(kept)
             continue
         grid = make_grid(channels, config, importance)
-        if config.rounding == "compensated" and hessian is not None:
+        if config.rounding == "rate" and hessian is not None:
+            rounded = _rounded(weight, [grid], hessian, axis, mask, rate_aware)[0]
+            made[i] = _encoding(rounded, grid, config, axis, channel_scales)
+        elif config.rounding == "compensated" and hessian is not None:
             waiting.append((i, grid))
         else:
             symbols = grid.nearest(channels)
@@ -195,9 +203,8 @@ def quantize_many(
             made[i] = _encoding(symbols.reshape(shape).transpose(0, axis), grid, config, axis, channel_scales)
     if waiting:
         assert hessian is not None
-        for (i, grid), symbols in zip(
-            waiting, _stacked(weight, [g for _, g in waiting], hessian, axis, mask), strict=True
-        ):
+        grids = [grid for _, grid in waiting]
+        for (i, grid), symbols in zip(waiting, _rounded(weight, grids, hessian, axis, mask, compensated), strict=True):
             made[i] = _encoding(symbols, grid, configs[i], axis, channel_scales)
     return [m for m in made if m is not None]
 
@@ -228,8 +235,15 @@ def column_importance(hessian: Hessian, channels: Tensor, axis: int) -> Tensor:
     return diagonal.reshape(1, -1).expand(channels.shape[0], -1)
 
 
-def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int, mask: Tensor | None) -> list[Tensor]:
-    """Compensated symbols of ``weight`` for each grid; rows are independent, so the grids are stacked as rows."""
+def _rounded(
+    weight: Tensor,
+    grids: list[Grid],
+    hessian: Hessian,
+    axis: int,
+    mask: Tensor | None,
+    method: Callable[..., Tensor],
+) -> list[Tensor]:
+    """Symbols of ``weight`` for each grid by ``method``; several grids are stacked as rows of one problem."""
     rows = weight_rows(weight, hessian.groups, axis)
     groups, count = rows.shape[:2]
 
@@ -244,7 +258,7 @@ def _stacked(weight: Tensor, grids: list[Grid], hessian: Hessian, axis: int, mas
     low = torch.cat([torch.full((groups, count), float(g.low)) for g in grids], dim=1)
     high = torch.cat([torch.full((groups, count), float(g.high)) for g in grids], dim=1)
     kept = None if mask is None else weight_rows(mask, hessian.groups, axis).repeat(1, len(grids), 1)
-    symbols = compensated(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high, mask=kept)
+    symbols = method(rows.repeat(1, len(grids), 1), hessian, scale, zero, low, high, mask=kept)
     return [weight_from_rows(part, weight.shape, axis) for part in torch.split(symbols, count, dim=1)]
 
 

@@ -21,6 +21,11 @@ class TestCompensatedSteps(WeightTransformContract):
         return [QuantizeWeights(step=step) for step in (0.03, 0.2, 0.5, 1.0, 2.0)]
 
 
+class TestRateAwareSteps(WeightTransformContract):
+    def settings(self) -> Sequence[StepConfig]:
+        return [QuantizeWeights(step=step, rounding="rate") for step in (0.03, 0.2, 0.5, 1.0, 2.0)]
+
+
 class TestNearestSteps(WeightTransformContract):
     def settings(self) -> Sequence[StepConfig]:
         return [QuantizeWeights(step=step, rounding="nearest") for step in (0.03, 0.2, 0.5, 1.0, 2.0)]
