@@ -89,9 +89,18 @@ def _resize(target: nn.Module, edit: Resize) -> None:
         elif isinstance(target._buffers.get(name), Tensor):
             target._buffers[name] = torch.zeros(shape)
         else:
-            raise DataError(
-                f"{edit.path or 'the model'} has no tensor {name!r}; pass the class the file was made from"
-            )
+            raise DataError(f"{edit.path or 'the model'} has no tensor {name!r}; pass the class the file was made from")
+
+
+def edited_module(module: nn.Module, edits: Sequence[Edit], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A changed copy of ``module``; arguments as for :func:`edited`. For whoever only runs it: nothing is traced."""
+    changed = copy.deepcopy(module)
+    apply_edits(changed, edits)
+    state = changed.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for key, values in tensors.items():
+            state[key].copy_(values)
+    return changed
 
 
 def edited(
@@ -109,12 +118,7 @@ def edited(
     Raises:
         DataError: the edited module does not run.
     """
-    module = copy.deepcopy(variant.network.module)
-    apply_edits(module, edits)
-    state = module.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for key, values in tensors.items():
-            state[key].copy_(values)
+    module = edited_module(variant.network.module, edits, tensors)
     batch = stand_in(variant.network)
     network = None if any(isinstance(e, Replace) for e in edits) else _same_graph(variant.network, module, batch)
     network = network or network_of(module, batch)

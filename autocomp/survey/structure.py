@@ -14,7 +14,6 @@ from autocomp.core.network import Network
 from autocomp.core.prices import StructurePrices
 from autocomp.core.space import SearchSpace
 from autocomp.core.steps import FLOAT, STRUCTURE_AXES, Choice
-from autocomp.core.variant import Variant
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
@@ -22,7 +21,7 @@ from autocomp.survey.database import Entry
 from autocomp.survey.effects import Effects
 from autocomp.survey.hessians import Hessians
 from autocomp.transforms.low_rank import Factorise, approximation
-from autocomp.transforms.prune import PruneChannels, prune_channels
+from autocomp.transforms.prune import PruneChannels, pruned_module
 from autocomp.transforms.recipe import Recipe
 
 
@@ -105,15 +104,14 @@ class StructurePricer:
         tensors: dict[str, Tensor] = {}
         if isinstance(step, PruneChannels):
             roots = [n for n in self.recipe.units[unit] if n in self.recipe.coupling().groups]
-            variant = prune_channels(
-                Variant.base(self.network),
+            module = pruned_module(
+                self.network,
                 dict.fromkeys(roots, step),
                 coupling=self.recipe.coupling(),
                 batches=self.batches,
                 multiple=self.recipe.multiple,
                 seed=self.seed,
             )
-            module = variant.network.module
         elif isinstance(step, Factorise):
             names = self.recipe.units[unit]
             tensors = {self.network.layers[n].weight: self._low_rank(n, step) for n in names}

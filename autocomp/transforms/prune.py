@@ -10,13 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from autocomp.core.edits import Edit
 from autocomp.core.network import Network
 from autocomp.core.steps import StepConfig
 from autocomp.core.variant import Origin, Variant
 from autocomp.errors import ConfigError, UnknownNameError
 from autocomp.graph._cuts import Place, resized, taken
 from autocomp.graph.coupling import ChannelGroup, Coupling
-from autocomp.graph.edit import edited
+from autocomp.graph.edit import edited, edited_module
 from autocomp.transforms._importance import CRITERIA, importance
 from autocomp.transforms._refit import refitted
 
@@ -110,12 +111,40 @@ def prune_channels(
             coupling of another network.
         DataError: calibration inputs that are empty or not finite.
     """
+    keep = _chosen(variant.network, steps, coupling, batches, multiple, seed)
+    return removed(variant, keep, coupling=coupling, batches=batches, compensate=compensate)
+
+
+def pruned_module(
+    network: Network,
+    steps: Mapping[str, PruneChannels],
+    *,
+    coupling: Coupling,
+    batches: Sequence[Tensor],
+    multiple: int = 1,
+    seed: int = 0,
+) -> nn.Module:
+    """The module of :func:`prune_channels`, not traced: for whoever only runs it. Arguments and errors as there."""
+    keep = _chosen(network, steps, coupling, batches, multiple, seed)
+    refits = refitted(network, _shrinking(network, coupling, keep), batches)
+    edits, tensors, _ = _removal(network, keep, coupling, refits)
+    return edited_module(network.module, edits, tensors)
+
+
+def _chosen(
+    network: Network,
+    steps: Mapping[str, PruneChannels],
+    coupling: Coupling,
+    batches: Sequence[Tensor] | None,
+    multiple: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Root → bool [entries], what stays; the steps are checked."""
     _check_steps(coupling, steps, multiple)
-    _check_fits(variant.network, coupling, steps)
+    _check_fits(network, coupling, steps)
     counts = {root: kept_entries(coupling.groups[root], step.ratio, multiple) for root, step in steps.items()}
     criteria = {root: step.criterion for root, step in steps.items()}
-    keep = choose(variant.network, coupling, counts, criteria, batches=batches, seed=seed)
-    return removed(variant, keep, coupling=coupling, batches=batches, compensate=compensate)
+    return choose(network, coupling, counts, criteria, batches=batches, seed=seed)
 
 
 def _check_steps(coupling: Coupling, steps: Mapping[str, PruneChannels], multiple: int) -> None:
@@ -166,15 +195,22 @@ def removed(
     if compensate and batches is None:
         raise ConfigError("prune_channels: compensation needs calibration inputs; pass batches or compensate=False")
     _check_fits(network, coupling, keep)
+    refits = refitted(network, _shrinking(network, coupling, keep), batches or ()) if compensate else {}
+    edits, tensors, origins = _removal(network, keep, coupling, refits)
+    return edited(variant, edits, tensors, origins)
+
+
+def _removal(
+    network: Network, keep: Mapping[str, Tensor], coupling: Coupling, refits: Mapping[str, Tensor]
+) -> tuple[list[Edit], dict[str, Tensor], dict[str, Origin]]:
+    """Edits, values of what they make anew or what was refitted, and what the layers were."""
     masks = coupling.masks(keep)
-    tensors: dict[str, Tensor] = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
-    refits = refitted(network, _inputs_kept(network, coupling, keep, masks), batches or ()) if compensate else {}
-    tensors.update(refits)
+    tensors = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers()), **refits}
     edits, indices = resized(network.module, masks)
     small = {key: taken(tensors[key].detach(), kept) for key, kept in indices.items()}
     whole = {key: tensor for key, tensor in refits.items() if key not in small}
     origins = {name: Origin(layer=name, outputs=kept) for name, kept in _outputs_kept(coupling, keep, masks).items()}
-    return edited(variant, edits, {**small, **whole}, origins)
+    return edits, {**small, **whole}, origins
 
 
 def _check_fits(network: Network, coupling: Coupling, roots: Iterable[str]) -> None:
@@ -188,10 +224,9 @@ def _check_fits(network: Network, coupling: Coupling, roots: Iterable[str]) -> N
             )
 
 
-def _inputs_kept(
-    network: Network, coupling: Coupling, keep: Mapping[str, Tensor], masks: Mapping[Place, Tensor]
-) -> dict[str, Tensor]:
+def _shrinking(network: Network, coupling: Coupling, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Layer → bool [inputs of one convolution group], for every layer that loses inputs."""
+    masks = coupling.masks(keep)
     found = {}
     for root in keep:
         for cut in coupling.groups[root].cuts:

@@ -34,6 +34,7 @@ from autocomp.transforms.prune import (
     kept_channels,
     legal_prune,
     prune_channels,
+    pruned_module,
     schedule,
 )
 from autocomp.workloads.models import build
@@ -158,6 +159,8 @@ def test_edits_and_tensors_make_the_network_again_bit_for_bit(name):
     apply_edits(again, variant.edits)
     again.load_state_dict(variant.network.module.state_dict())
     assert torch.equal(run(again, inputs[:4]), run(variant.network.module, inputs[:4]))
+    untraced = pruned_module(network, every(coupling), coupling=coupling, batches=[inputs[:4]])
+    assert torch.equal(run(untraced, inputs[:4]), run(variant.network.module, inputs[:4]))
 
 
 @pytest.mark.parametrize("name", ["plain", "resnet18", "encoder"])

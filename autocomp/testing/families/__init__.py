@@ -87,7 +87,14 @@ def seeded(family: Family, seed: int = 0) -> nn.Module:
 
 
 def settle(model: nn.Module, inputs: Tensor) -> None:
-    """Give ``model``'s BatchNorms the statistics of ``inputs`` and random scales, as training would have."""
+    """Give ``model``'s BatchNorms the statistics of ``inputs`` and random scales, as training would have.
+
+    Without any norm, layers get He's initialisation (2015): with torch's own, signals die out along the way.
+    """
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm | nn.LayerNorm) for m in model.modules()):
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None

@@ -51,7 +51,7 @@ def torchvision_models() -> Any:
     try:
         return importlib.import_module("torchvision.models")
     except RuntimeError:  # its compiled part belongs to another torch: the networks need none of it
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in _UNBUILT:
             library.define(f"{name}{_SCHEMA}")
         _library.append(library)  # freed, it would take the definitions along
