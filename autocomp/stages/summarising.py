@@ -20,6 +20,7 @@ from autocomp.core.workload import Metric
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
+from autocomp.transforms.patches import Patches, has_patches
 
 PACKAGES = ("torch", "numpy", "optuna", "constriction", "onnx", "onnxscript", "onnxruntime", "scikit-learn")
 
@@ -98,6 +99,29 @@ def coded_sizes(row: Row) -> dict[str, int]:
     if row.file is None:
         return {}
     return {name: len(record) for name, record in read_artifact(Path(row.file)).records.items()}
+
+
+def padding_note(evaluator: Evaluator, best: Row) -> tuple[str, ...]:
+    """Whether the answer is good for this input size only: kernel taps that only ever meet padding were set to zero."""
+    candidate = Candidate.from_json(best.recipe)
+    if not any(getattr(choice.get("weights"), "uses_inputs", False) for choice in candidate.values()):
+        return ()
+    form = evaluator.structured(candidate)
+    unmet = []
+    for name, layer in form.network.layers.items():
+        module = form.network.module.get_submodule(name)
+        if has_patches(module) and layer.input_shape:
+            patches = Patches.of(module, (1, *layer.input_shape))
+            if len(patches.columns) < patches.width:
+                unmet.append(name)
+    if not unmet:
+        return ()
+    more = f" and {len(unmet) - 1} more" if len(unmet) > 1 else ""
+    size = " x ".join(map(str, form.network.input_shape))
+    return (
+        f"at inputs of {size}, some kernel taps of {unmet[0]}{more} only ever meet padding and were rounded to zero: "
+        "the file is smaller for it and good for this input size only",
+    )
 
 
 def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tuple[str, ...]:

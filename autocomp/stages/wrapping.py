@@ -22,7 +22,7 @@ from autocomp.search.evaluator import Evaluator
 from autocomp.stages.clock import Clock
 from autocomp.stages.exploring import Explored
 from autocomp.stages.recovering import Answer
-from autocomp.stages.summarising import faster_note, front_of, layer_table, speed_notes, versions
+from autocomp.stages.summarising import faster_note, front_of, layer_table, padding_note, speed_notes, versions
 
 
 def pack(evaluator: Evaluator, compressed: CompressedModel, best: Row, run: RunFolder) -> Row:
@@ -83,7 +83,8 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
             layers = layer_table(evaluator, best, executes)
             extra = speed_notes(best, answer.timing, session.target.profile.title)
             hint = faster_note(best, answer.rows, session.workload.metric)
-            best = dataclasses.replace(best, notes=(*best.notes, *extra, *hint))
+            padding = padding_note(evaluator, best)
+            best = dataclasses.replace(best, notes=(*best.notes, *extra, *hint, *padding))
         front = front_of(answer.rows)
         files = keep_front_files(run, answer.rows, front)
         rows = tuple(dataclasses.replace(r, file=files.get((r.trial, r.name))) for r in answer.rows)
