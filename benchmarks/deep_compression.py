@@ -42,8 +42,8 @@ from autocomp.transforms.sparsify import Sparsify, sparsify
 CALIBRATION_IMAGES = 512
 VARIANTS = 9  # of each validation image: a few hundred images alone tell accuracies only coarsely apart
 ROUNDS = 3  # of pruning and retraining
-LADDER = 8  # rungs below the paper's shares at most
-RUNG = 0.75  # of the weights of one rung that stay on the next
+LADDER = 5  # rungs below the paper's shares at most
+RUNG = 0.7  # of the weights of one rung that stay on the next
 PATIENCE = 2  # rungs that miss before the ladder ends
 STEP = 0.7  # of the grids, in root mean squares of the weights that stay
 STRENGTH = 0.5  # of the price of bits in rounding
@@ -171,6 +171,7 @@ class Run:
     def __init__(self, name: str, recipe: Recipe, data: Data, seed: int) -> None:
         self.name, self.recipe, self.data, self.seed = name, recipe, data, seed
         self.rows: dict[str, dict[str, Any]] = {}
+        self.ladder: list[dict[str, float]] = []
         self.training = Retraining(epochs=recipe.epochs, rate=2e-3, weight_decay=0.05, seed=seed, augment=moved)
         self.begin = time.process_time()
 
@@ -201,7 +202,7 @@ class Run:
             flush=True,
         )
 
-    def all(self) -> dict[str, dict[str, Any]]:
+    def all(self) -> Run:
         """Every stage."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -211,7 +212,7 @@ class Run:
         pruned, masks = self.prune(module)
         self.share(pruned, masks)
         self.past(pruned)
-        return self.rows
+        return self
 
     def prune(self, module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
         """By magnitude, in rounds with retraining between them (Han et al. 2015)."""
@@ -249,13 +250,14 @@ class Run:
             keep = {name: share * RUNG for name, share in keep.items()}
             module = copy.deepcopy(module)
             masks = prune(module, keep, "obc", self.data.train[0])
-            module = retrain_masked(module, masks, *self.data.train, self.retraining(1 / 4))
+            module = retrain_masked(module, masks, *self.data.train, self.retraining(1 / 3))
             encodings = self.on_grids(module, masks)
-            config = self.retraining(1 / 3, weight_decay=0.0, penalty=PENALTY)
+            config = self.retraining(1 / 2, weight_decay=0.0, penalty=PENALTY)
             made, encodings = retrain_grids(module, encodings, *self.data.train, replace(config, rate=2e-3))
             size, loaded = on_disk(made, self.name, {**encodings, **biases(made, 16)})
             found = validation_accuracy(loaded, self.data)
             print(f"   rung {rung}: {size:,} bytes, validation {100 * found:.2f} % (aim {100 * aim:.2f} %)", flush=True)
+            self.ladder.append({"bytes": size, "validation": found, "aim": aim})
             if found >= aim:
                 self.note(JOINT, loaded, size, rung=rung, coders=by_coder(encodings))
             misses = 0 if found >= aim else misses + 1
@@ -281,8 +283,9 @@ class Run:
         return sum(p.numel() for p in module.parameters() if p.dim() == 1)
 
 
-def summary(runs: list[dict[str, dict[str, Any]]], recipe: Recipe) -> dict[str, Any]:
-    """Means over seeds, a stage at a time, beside the paper's figures."""
+def summary(done: list[Run], recipe: Recipe) -> dict[str, Any]:
+    """Means over seeds, a stage at a time, beside the paper's figures; then every run."""
+    runs = [run.rows for run in done]
     stages = [s for s in runs[0] if all(s in run for run in runs)]
     keys = ("bytes", "smaller", "kept_percent", "bits_per_kept_weight", "validation", "test")
     before, after, error, error_after = recipe.paper
@@ -290,6 +293,10 @@ def summary(runs: list[dict[str, dict[str, Any]]], recipe: Recipe) -> dict[str, 
         "stages": {s: {k: sum(run[s][k] for run in runs) / len(runs) for k in keys} for s in stages},
         "test_range": {s: [f(run[s]["test"] for run in runs) for f in (min, max)] for s in stages},
         "paper": {"bytes": [before, after], "smaller": before / after, "test_error_percent": [error, error_after]},
+        "seeds": [run.seed for run in done],
+        "epochs": recipe.epochs,
+        "runs": runs,
+        "ladders": [run.ladder for run in done],
     }
 
 
@@ -310,7 +317,7 @@ def main() -> None:
         recipe = recipe if arguments.epochs is None else replace(recipe, epochs=arguments.epochs)
         seeds = arguments.seeds or list(recipe.seeds)
         runs = [Run(name, recipe, data, seed).all() for seed in seeds]
-        results[name] = {**summary(runs, recipe), "seeds": seeds, "epochs": recipe.epochs, "runs": runs}
+        results[name] = summary(runs, recipe)
         print(save(arguments.name, results), flush=True)
 
 
