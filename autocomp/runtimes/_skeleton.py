@@ -7,6 +7,7 @@ constants, renaming), so a candidate's weights and Q/DQ pairs go exactly where t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, fx
 
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph.capture import EXPORT_ERRORS, one_line, quiet_tracing
+from autocomp.graph.capture import EXPORT_ERRORS, first_tensor, one_line, quiet_tracing
 from autocomp.graph.trace import stand_in
 
 if TYPE_CHECKING:
@@ -86,6 +87,31 @@ def export_skeleton(network: Network) -> Skeleton:
         raise UnsupportedError(f"this model cannot be exported to ONNX: {_root_cause(error)}") from error
     assert program is not None
     return _stripped(program.model_proto, keys, network)
+
+
+def computes(model: bytes, network: Network) -> bool:
+    """Whether an ONNX model gives the outputs of the network's own module, in ONNX Runtime, up to rounding.
+
+    Args:
+        model: serialized, with a free batch axis.
+        network: in float32.
+    """
+    import onnxruntime
+
+    from autocomp.runtimes.onnxruntime import raised
+
+    batch = stand_in(network)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a model that does not fit is an answer here, no error
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+    except raised():
+        return False
+    with torch.inference_mode():
+        expected = first_tensor(network.module(batch))
+    scale = max(float(expected.abs().max()), 1e-6)
+    return found.shape == expected.shape and float((found - expected).abs().max()) <= 1e-3 * scale
 
 
 def _root_cause(error: BaseException) -> str:
@@ -164,6 +190,7 @@ def _stripped(model: onnx.ModelProto, keys: list[tuple[str, str]], network: Netw
         nodes.append(plain)
     for node in nodes:
         _write_global_pooling(node, model, values, network)
+        _write_flatten(node, model, values, network)
     read = {name for node in nodes for name in node.input}
     constants = [t for t in model.graph.initializer if t.name in read]
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -194,6 +221,19 @@ def _write_global_pooling(
     if axes is not None and value is not None and len(value.shape) == 3 and {int(a) % 4 for a in axes} == {2, 3}:
         node.op_type = "GlobalAveragePool"
         del node.input[1:], node.attribute[:]
+
+
+def _write_flatten(node: onnx.NodeProto, model: onnx.ModelProto, values: dict[str, str], network: Network) -> None:
+    """The exporter writes flattening as a Reshape to a fixed width, which a network with fewer channels has not."""
+    import onnx
+
+    if node.op_type != "Reshape" or len(node.input) != 2:
+        return
+    shape = next((onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == node.input[1]), None)
+    value = network.values.get(values.get(node.input[0], ""))
+    if shape is not None and value is not None and shape.tolist() == [-1, math.prod(value.shape)]:
+        node.op_type = "Flatten"
+        del node.input[1], node.attribute[:]
 
 
 def _plain_info(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

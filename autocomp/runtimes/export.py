@@ -22,7 +22,7 @@ from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
 from autocomp.graph.integers import grids, integer_layers
 from autocomp.runtimes._graft import Graft
-from autocomp.runtimes._skeleton import Skeleton, export_skeleton
+from autocomp.runtimes._skeleton import Skeleton, computes, export_skeleton
 
 
 class OnnxExporter:
@@ -32,17 +32,27 @@ class OnnxExporter:
         network: with a graph.
         int32_bias: write biases of int8 layers as int32 with scale = input scale · weight scale, which
             ONNX Runtime's integer kernels need; TensorRT refuses it and takes float32 biases.
+        like: exporter of a network with the same operations and other sizes (channels were removed): its
+            skeleton serves where that is shown to compute the same.
     """
 
-    def __init__(self, network: Network, *, int32_bias: bool = True) -> None:
+    def __init__(self, network: Network, *, int32_bias: bool = True, like: OnnxExporter | None = None) -> None:
         if network.graph is None:
             raise UnsupportedError(f"this model cannot be exported to ONNX: {network.no_graph}")
         self.network = network
         self.int32_bias = int32_bias
+        self._like = like
 
     @cached_property
     def skeleton(self) -> Skeleton:
         """The exported network, made when first needed (seconds)."""
+        if self._like is not None and self._like._operations == self._operations:
+            known = self._like.skeleton
+            state = self.network.module.state_dict()
+            tensors = {k: self._tensor(k, state).detach().numpy() for k in set(known.tensors.values())}
+            model = Graft(known, tensors, {}, {}, int32_bias=False).model(None)
+            if computes(model.SerializeToString(), self.network):
+                return known
         return export_skeleton(self.network)
 
     def executes(self, compressed: CompressedModel, int8_layers: Collection[str] | None = None) -> dict[str, str]:
@@ -125,19 +135,25 @@ class OnnxExporter:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @cached_property
+    def _operations(self) -> list[str]:
+        """The graph's operations and arguments; sizes of tensors are not among them."""
+        graph = self.network.graph
+        assert graph is not None
+        return [f"{n.name} {n.op} {n.target} {n.args} {dict(n.kwargs)}" for n in graph.graph.nodes]
+
+    @cached_property
     def _graph_text(self) -> list[str]:
         """The graph's operations, arguments and shapes."""
         graph = self.network.graph
         assert graph is not None
-        lines = [f"input {self.network.input_shape}"]
+        shapes = []
         for node in graph.graph.nodes:
-            lines.append(f"{node.name} {node.op} {node.target} {node.args} {dict(node.kwargs)}")
             if node.op == "get_attr":
                 found: Any = graph
                 for part in str(node.target).split("."):
                     found = getattr(found, part)
-                lines.append(str(tuple(found.shape)) if isinstance(found, torch.Tensor) else "")
-        return lines
+                shapes.append(str(tuple(found.shape)) if isinstance(found, torch.Tensor) else "")
+        return [f"input {self.network.input_shape}", *self._operations, *shapes]
 
     def _tensor(self, key: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
         """A tensor that the candidate says nothing about: of the state dict, or a constant of the graph."""

@@ -83,7 +83,7 @@ class OnnxRuntimeEngine:
             raise UnsupportedError("onnxruntime: the engine is closed; build it again")
         try:
             (output,) = self._session.run([self._output], {self._input: np.ascontiguousarray(inputs, self._type)})
-        except _errors() as error:
+        except raised() as error:
             raise UnsupportedError(_explain("cannot run the model", error)) from error
         return np.asarray(output)
 
@@ -151,7 +151,7 @@ class OnnxRuntime:
                     providers=["CPUExecutionProvider"],
                     disabled_optimizers=_DISABLED_OPTIMIZERS,
                 )
-            except _errors() as error:
+            except raised() as error:
                 raise UnsupportedError(_explain("cannot build the model", error)) from error
             engine_bytes = optimised.stat().st_size
             precisions = graphs.layer_precisions(source, graphs.load(optimised.read_bytes()))
@@ -209,7 +209,7 @@ def _session_options(profile: HardwareProfile, optimised: Path) -> Any:
     return options
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def raised() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: its exceptions have no common base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

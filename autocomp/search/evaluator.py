@@ -100,9 +100,10 @@ class Evaluator:
     def _derived(self, structure: Candidate) -> Structured:
         session = self.session
         variant = make_variant(session, structure, self.hessians)
-        hessians = Hessians(variant.network, self._images, seed=session.settings.seed)
+        # every structure pays for its own: the first batch has to do
+        hessians = Hessians(variant.network, self.restoring[0], seed=session.settings.seed)
         source = self._on_demand(variant, hessians)
-        return self._structured(variant, source, targets=self.base.float_statistics)
+        return self._structured(variant, source, base=self.base)
 
     def _on_demand(self, variant: Variant, hessians: Hessians) -> OnDemand:
         units = unit_layers(variant, self.session.space)

@@ -53,7 +53,7 @@ class Structured:
         restoring: calibration batches that statistics are restored on.
         calibration: calibration batches that activation ranges come from.
         quantizers: ranges known already, by value key.
-        targets: statistics of the unchanged network on ``restoring``; None: this is the unchanged network.
+        base: the unchanged network's; None: this is it.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Structured:
         restoring: Sequence[Tensor],
         calibration: Sequence[Tensor],
         quantizers: Mapping[str, ActivationQuantizer] | None = None,
-        targets: FloatStatistics | None = None,
+        base: Structured | None = None,
     ) -> None:
         self.variant, self.space, self.placement, self.source = variant, space, placement, source
         self._restoring, self._calibration = restoring, calibration
         self._quantizers = dict(quantizers or {})
-        self._targets = targets
+        self._base = base
 
     @property
     def network(self) -> Network:
@@ -87,20 +87,21 @@ class Structured:
     def float_statistics(self) -> FloatStatistics:
         """What each layer should put out: the unchanged network's own statistics, for the channels that are left."""
         own = FloatStatistics.of(self.network, self._restoring)
-        if self._targets is None:
+        if self._base is None:
             return own
+        targets = self._base.float_statistics
         mean, std = dict(own.mean), dict(own.std)
         for name, origin in self.variant.origins.items():
-            if origin.inner or origin.layer not in self._targets.mean:
+            if origin.inner or origin.layer not in targets.mean:
                 continue
             kept = slice(None) if origin.outputs is None else origin.outputs
-            mean[name], std[name] = self._targets.mean[origin.layer][kept], self._targets.std[origin.layer][kept]
+            mean[name], std[name] = targets.mean[origin.layer][kept], targets.std[origin.layer][kept]
         return FloatStatistics(mean=mean, std=std, images=own.images)
 
     @cached_property
     def exporter(self) -> OnnxExporter:
         """Skeleton exported once."""
-        return OnnxExporter(self.network)
+        return OnnxExporter(self.network, like=None if self._base is None else self._base.exporter)
 
     @cached_property
     def uncompressed(self) -> CompressedModel:

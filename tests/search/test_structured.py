@@ -104,6 +104,15 @@ def test_values_that_only_the_structure_has_get_their_own_ranges(evaluator: Eval
     assert form.executes(compressed, set(form.network.layers)) == dict.fromkeys(form.network.layers, "int8")
 
 
+def test_fewer_channels_need_no_new_export(evaluator: Evaluator) -> None:
+    base = evaluator.base.exporter
+    narrow = evaluator.structured(pruned(evaluator, QuantizeWeights(bits=8))).exporter
+    assert narrow.skeleton is base.skeleton
+    layer = next(u for u, unit in evaluator.session.space.units.items() if len(unit.axes.get("rank", ())) > 1)
+    chain = evaluator.structured(Candidate({layer: Choice((Factorise(rank=0.5),))})).exporter
+    assert chain.skeleton is not base.skeleton
+
+
 def test_another_process_reads_the_structural_prices(evaluator: Evaluator) -> None:
     session = evaluator.session
     again = load_survey(session.network, session.space, RunFolder(session.run.path).cache)
