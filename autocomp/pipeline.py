@@ -56,7 +56,7 @@ def search(
 
 def survey(settings: Settings, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Price every layer and choice; the sensitivity table, one row a (unit, choice)."""
-    from autocomp.survey.survey import sensitivity_table
+    from autocomp.survey.stored import sensitivity_table
 
     progress = progress or Silent()
     run = RunFolder(settings.out).open(settings)

@@ -21,7 +21,7 @@ from autocomp.core.steps import Choice
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
 from autocomp.stages.opening import settings_of
-from autocomp.survey.survey import load_survey
+from autocomp.survey.stored import load_survey
 from autocomp.transforms.quantize import QuantizeWeights
 from autocomp.transforms.stitch import stitch
 

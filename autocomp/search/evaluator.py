@@ -31,7 +31,7 @@ from autocomp.search.structured import Structured, TensorSource, unit_layers
 from autocomp.search.variants import make_variant
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.on_demand import OnDemand, Surveyed
-from autocomp.survey.survey import Survey, load_survey
+from autocomp.survey.stored import Survey, load_survey
 
 STRUCTURES_KEPT = 3
 """Structures held in memory; each holds its own weights and Hessians."""

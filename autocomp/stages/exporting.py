@@ -17,7 +17,7 @@ from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
 from autocomp.stages.opening import settings_of
 from autocomp.stages.verifying import read_row
-from autocomp.survey.survey import load_survey
+from autocomp.survey.stored import load_survey
 
 FORMATS = ("autocomp", "onnx", "safetensors", "tensorrt")
 

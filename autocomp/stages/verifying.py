@@ -18,7 +18,7 @@ from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import open_session
 from autocomp.stages.opening import settings_of
-from autocomp.survey.survey import load_survey
+from autocomp.survey.stored import load_survey
 
 TIMING_SLACK = 1.25
 """Intervals of two latency ratios may lie this factor apart: caches and clocks differ between two runs."""

@@ -5,11 +5,10 @@ Schema and worked examples: docs/search_spaces.md.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 from autocomp.core import shipped
 from autocomp.core.candidate import Candidate
@@ -19,93 +18,10 @@ from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import Choice, StepConfig
 from autocomp.errors import ConfigError
 from autocomp.graph.coupling import Coupling, coupled_groups
-from autocomp.survey import step_tables
 from autocomp.survey import toml_tables as toml
-from autocomp.transforms.low_rank import Factorise
-from autocomp.transforms.prune import PruneChannels
-from autocomp.transforms.quantize import ROUNDINGS, QuantizeActivations, QuantizeWeights
+from autocomp.survey.space_options import STEP_TABLES, TABLES, ActivationOptions, LayerRules, layer_rules
+from autocomp.survey.step_tables import coarseness
 from autocomp.transforms.recipe import Recipe
-from autocomp.transforms.sparsify import Sparsify
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightOptions:
-    """Table ``[weights]``: the options of a layer's weight.
-
-    Attributes:
-        float32: whether the layer may be left alone.
-        bits: nominal widths, 2 to 8 and 16.
-        steps: step sizes in standard deviations of the channel (or tensor).
-        granularity, symmetric, scale: every combination is an option.
-        rounding: "compensated" or "nearest".
-    """
-
-    float32: bool = True
-    bits: tuple[int, ...] = ()
-    steps: tuple[float, ...] = ()
-    granularity: tuple[str, ...] = ("channel",)
-    symmetric: tuple[bool, ...] = (True,)
-    scale: tuple[str, ...] = ("mse",)
-    rounding: str = "compensated"
-
-    def options(self) -> tuple[QuantizeWeights | None, ...]:
-        """All options, from most precise to coarsest; None is float32."""
-        made: list[QuantizeWeights] = []
-        if 16 in self.bits:
-            made.append(QuantizeWeights(bits=16))
-        for granularity, symmetric in itertools.product(self.granularity, self.symmetric):
-            grid = partial(QuantizeWeights, granularity=granularity, symmetric=symmetric, rounding=self.rounding)
-            made += [grid(step=s) for s in self.steps]
-            made += [grid(bits=b, scale=s) for b in self.bits if b != 16 for s in self.scale]
-        made = sorted(dict.fromkeys(made), key=_adaptive)
-        return (*([None] if self.float32 else []), *made)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationOptions:
-    """Table ``[activations]``: how a layer may be executed.
-
-    Attributes:
-        precisions: "float32", "int8".
-        calibrator: "minmax", "percentile", "mse" or "entropy"; one for the whole space, since a value
-            between two layers has one quantizer.
-    """
-
-    precisions: tuple[str, ...] = ("float32",)
-    calibrator: str = "mse"
-
-    def options(self, *, int8: bool) -> tuple[QuantizeActivations | None, ...]:
-        """All options, float32 first; without int8 where the device or the graph has none."""
-        out: list[QuantizeActivations | None] = [None] if "float32" in self.precisions or not int8 else []
-        return (*out, QuantizeActivations(calibrator=self.calibrator)) if int8 else tuple(out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRules:
-    """What holds for one layer: the file's tables with its overrides laid over.
-
-    Attributes:
-        weights, activations: tables of these names.
-        share: further ways to store weights.
-        prune, rank, sparsity: settings on the axes of these names, from mild to strong; none: left alone.
-    """
-
-    weights: WeightOptions = field(default_factory=WeightOptions)
-    activations: ActivationOptions = field(default_factory=ActivationOptions)
-    share: tuple[StepConfig, ...] = ()
-    prune: tuple[StepConfig, ...] = ()
-    rank: tuple[StepConfig, ...] = ()
-    sparsity: tuple[StepConfig, ...] = ()
-
-
-_STEP_TABLES: dict[str, tuple[type[StepConfig], str]] = {
-    "prune": (PruneChannels, "ratio"),
-    "rank": (Factorise, "rank"),
-    "sparsity": (Sparsify, "ratio"),
-}
-"""Tables that are one step each, and the field that says how strong it is."""
-
-_TABLES = ("weights", "activations", "share", *_STEP_TABLES)
 
 
 def load_space(
@@ -151,13 +67,13 @@ def space_from_toml(
     name: str,
 ) -> SearchSpace:
     """:func:`load_space` on a parsed file; ``file`` names it in messages."""
-    toml.known(data, ("description", *_TABLES, "leave", "override", "group"), file, "")
+    toml.known(data, ("description", *TABLES, "leave", "override", "group"), file, "")
     _description(data, file)
     prune = toml.table(data, "prune", file)
     multiple = _multiple(prune.get("multiple"), profile, file)
     if "multiple" in prune:
         data = {**data, "prune": {k: v for k, v in prune.items() if k != "multiple"}}
-    base = _layer_rules(LayerRules(), data, file, "")
+    base = layer_rules(LayerRules(), data, file, "")
     leave = toml.table(data, "leave", file)
     toml.known(leave, ("layers",), file, "leave")
     left = toml.matching(
@@ -193,34 +109,6 @@ def _multiple(value: Any, profile: HardwareProfile, file: str) -> int:
     return value
 
 
-def _layer_rules(base: LayerRules, data: Mapping[str, Any], file: str, where: str) -> LayerRules:
-    """``base`` with the tables of ``data`` laid over."""
-    place = f"{where}." if where else ""
-    changes: dict[str, Any] = {
-        "weights": _options(base.weights, toml.table(data, "weights", file, where), file, f"{place}weights"),
-        "activations": _options(
-            base.activations, toml.table(data, "activations", file, where), file, f"{place}activations"
-        ),
-    }
-    if "share" in data:
-        changes["share"] = step_tables.by_kind(toml.tables(data, "share", file), "weights", file, f"{place}share")
-    for axis, (kind, strength) in _STEP_TABLES.items():
-        table = toml.table(data, axis, file, where)
-        if axis in data:
-            made = step_tables.settings(kind, table, file, f"{place}{axis}") if table else ()
-            changes[axis] = tuple(sorted(made, key=lambda s: _strength(s, strength)))
-    return replace(base, **changes)
-
-
-def _strength(step: StepConfig, field_name: str) -> float:
-    """Sort key from mild to strong: the share that goes."""
-    value = getattr(step, field_name)
-    if value is None:  # a pattern N:M
-        keep, _, size = str(getattr(step, "pattern", "1:1")).partition(":")
-        return 1.0 - int(keep) / int(size)
-    return -float(value) if field_name == "rank" else float(value)
-
-
 # what the tables mean
 
 
@@ -243,14 +131,14 @@ def _axes(
     except ConfigError as error:
         raise ConfigError(f"{file}: weights: {error}") from None
     out: dict[str, tuple[StepConfig | None, ...]] = {}
-    for axis in _STEP_TABLES:
+    for axis in STEP_TABLES:
         legal = _legal(unit, axis, getattr(rules, axis), recipe, notes)
         if legal:
             out[axis] = (None, *legal)
     shared = _legal(unit, "weights", rules.share, recipe, notes)
     if shared:
         every = [s for s in (*stored, *shared) if s is not None]
-        stored = (*([None] if weights.float32 else []), *sorted(dict.fromkeys(every), key=step_tables.coarseness))
+        stored = (*([None] if weights.float32 else []), *sorted(dict.fromkeys(every), key=coarseness))
     if not stored:
         raise ConfigError(f"{file}: weights: no option for {layers[0].name}; give bits, steps or float32 = true")
     out["weights"] = stored
@@ -301,7 +189,7 @@ def _overridden(
     rules = dict.fromkeys(network.layers, base)
     for number, table in enumerate(overrides, start=1):
         where = f"override {number}"
-        toml.known(table, ("match", *_TABLES), file, where)
+        toml.known(table, ("match", *TABLES), file, where)
         if "match" not in table:
             raise ConfigError(f"{file}: {where}: match is missing; give a layer name or a glob such as 'layer1.*'")
         for axis, key in (("activations", "calibrator"), ("prune", "multiple")):
@@ -310,7 +198,7 @@ def _overridden(
         for layer in toml.matching(
             toml.texts(table["match"], file, f"{where}.match"), network.layers, file, f"{where}.match"
         ):
-            rules[layer] = _layer_rules(rules[layer], table, file, where)
+            rules[layer] = layer_rules(rules[layer], table, file, where)
     return rules
 
 
@@ -349,14 +237,6 @@ def _same_rules(unit: str, layers: Sequence[str], rules: Mapping[str, LayerRules
             )
 
 
-def _adaptive(step: QuantizeWeights) -> tuple[float, int, int, str]:
-    """Sort key: the step in standard deviations, then the more adaptive grid first."""
-    return (step_tables.coarseness(step)[0], step.granularity == "tensor", step.symmetric, step.scale)
-
-
-# reading the file
-
-
 def _description(data: Mapping[str, Any], file: str) -> dict[str, str]:
     table = toml.table(data, "description", file)
     toml.known(table, ("title", "text"), file, "description")
@@ -364,45 +244,3 @@ def _description(data: Mapping[str, Any], file: str) -> dict[str, str]:
         if not isinstance(value, str):
             raise ConfigError(f"{file}: description.{key} = {value!r}; give a text")
     return {"title": table.get("title", ""), "text": table.get("text", "")}
-
-
-_ALLOWED: dict[str, tuple[Any, ...]] = {
-    "bits": (*range(2, 9), 16),
-    "granularity": ("channel", "tensor"),
-    "symmetric": (True, False),
-    "scale": ("mse", "max"),
-    "rounding": ROUNDINGS,
-    "precisions": ("float32", "int8"),
-    "calibrator": ("minmax", "percentile", "mse", "entropy"),
-    "float32": (True, False),
-}
-
-
-_T = TypeVar("_T", WeightOptions, ActivationOptions)
-
-
-def _options(base: _T, table: Mapping[str, Any], file: str, where: str) -> _T:
-    """``base`` with the table's keys replaced, each value checked."""
-    toml.known(table, [f.name for f in fields(base)], file, where)
-    changes: dict[str, Any] = {}
-    for key, value in table.items():
-        many = isinstance(getattr(base, key), tuple)
-        values = value if isinstance(value, list) and many else [value]
-        for v in values:
-            _check(key, v, file, where)
-        if key == "precisions" and not values:
-            raise ConfigError(f"{file}: {where}.{key} is empty; give float32, int8 or both")
-        changes[key] = tuple(dict.fromkeys(values)) if many else value
-    return replace(base, **changes)
-
-
-def _check(key: str, value: Any, file: str, where: str) -> None:
-    if key == "steps":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0.01 <= value <= 8:
-            raise ConfigError(f"{file}: {where}.steps: {value!r}; allowed [0.01, 8] standard deviations")
-        return
-    allowed = _ALLOWED[key]
-    if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
-        shown = ", ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in allowed)
-        raise ConfigError(f"{file}: {where}.{key}: {value!r}; allowed {shown}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +18,26 @@ from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import Encoding
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
-from autocomp.core.prices import Prices, PriceTable
 from autocomp.core.progress import Progress, Silent
 from autocomp.core.run_folder import storage_errors, write_atomic
-from autocomp.core.space import SearchSpace, Unit
-from autocomp.core.steps import FLOAT, Choice
+from autocomp.core.space import SearchSpace
+from autocomp.core.steps import Choice
 from autocomp.core.workload import Workload
 from autocomp.errors import CorruptFileError, DataError
 from autocomp.evaluators import artifact
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
-from autocomp.survey.database import Database, Entry, UnitFile, write_unit
+from autocomp.survey.database import UnitFile, write_unit
 from autocomp.survey.effects import Effects
 from autocomp.survey.execution import candidate_values, execution_choices, price_execution
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
 from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
 from autocomp.survey.pricing import Pricer
-from autocomp.survey.structure import StructurePricer, structure_choices, structure_prices
+from autocomp.survey.stored import INDEX, Survey, load_survey, recipe_of
+from autocomp.survey.structure import StructurePricer, structure_choices
 from autocomp.transforms.calibrate import calibrate_activations
-from autocomp.transforms.recipe import Recipe
 from autocomp.transforms.stitch import float_encodings
-
-INDEX = "survey.json"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Survey:
-    """What the survey found.
-
-    Attributes:
-        prices: the price table.
-        database: tensors by (unit, choice).
-        quantizers: value key → quantizer, for every value that any candidate may quantize.
-        seconds: wall seconds that the pricing took, earlier runs included.
-    """
-
-    prices: PriceTable
-    database: Database
-    quantizers: dict[str, ActivationQuantizer]
-    seconds: float
 
 
 def survey(
@@ -134,7 +113,7 @@ def survey(
         _price_structures(
             StructurePricer(
                 network=network,
-                recipe=_recipe(space),
+                recipe=recipe_of(space),
                 hessians=hessians,
                 sensitivity=PrefixRunner(network, few),
                 batches=calibration[:1],
@@ -169,71 +148,6 @@ def survey(
         if lost:
             progress.note(f"{unit}: {lost} choices left out: the network's outputs are not finite with them")
     return found
-
-
-def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | None = None) -> Survey:
-    """Read the survey that :func:`survey` left in ``cache``, as another process does.
-
-    Args:
-        network: what was surveyed.
-        space: its units and choices.
-        cache: folder.
-        kept: tensors that are in memory already.
-
-    Raises:
-        CorruptFileError: there is none for this space, or it is damaged.
-    """
-    path = cache / INDEX
-    try:
-        index = json.loads(path.read_text())
-        database = Database({u: cache / "survey" / index["units"][u] for u in space.units}, kept or Kept())
-        storage = {u.name: _storage_prices(database, u, space.storage_choices(u)) for u in space.units.values()}
-        execution, seconds = {}, sum(database.seconds(u) for u in space.units)
-        if index["execution"] is not None:
-            file = UnitFile(cache / "survey" / index["execution"])
-            seconds += file.seconds
-            execution = _execution_prices(file, space, index["execution_bytes"])
-        measured = {n: UnitFile(cache / "survey" / f) for n, f in index["structure"].items()}
-        seconds += sum(f.seconds for f in measured.values())
-        structure = {}
-        if measured:
-            found = {n: {k: f.entry(k) for k in f.choices()} for n, f in measured.items()}
-            structure = structure_prices(space, _recipe(space), found)
-        quantizers = {k: ActivationQuantizer.from_json(q) for k, q in index["quantizers"].items()}
-        fixed = int(index["fixed_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path}: no survey of space {space.name} can be read ({error}); run again") from error
-    macs = {u.name: sum(network.layers[n].macs for n in u.layers) for u in space.units.values()}
-    prices = PriceTable(
-        storage=storage,
-        execution=execution,
-        structure=structure,
-        macs=macs,
-        fixed_bytes=fixed,
-        seconds={"survey": seconds},
-    )
-    return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
-
-
-def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:
-    """Rows of ``autocomp survey``, one a (unit, choice): ``unit``, ``axis`` ("storage" or "execution"),
-    ``choice``, ``bytes``, ``kl`` (measured) and ``predicted_kl`` (½‖u‖²), nats."""
-    rows = []
-    for axis, table in (("storage", survey.prices.storage), ("execution", survey.prices.execution)):
-        for unit, prices in table.items():
-            squares = 0.5 * (prices.delta.astype(np.float64) ** 2).sum(axis=1)
-            for i, choice in enumerate(prices.choices):
-                rows.append(
-                    {
-                        "unit": unit,
-                        "axis": axis,
-                        "choice": choice.label(),
-                        "bytes": int(prices.bytes[i]),
-                        "kl": float(prices.kl[i]),
-                        "predicted_kl": float(squares[i]),
-                    }
-                )
-    return rows
 
 
 # the walk
@@ -279,12 +193,6 @@ def _price_structures(
         progress.advance(unit=name)
 
 
-def _recipe(space: SearchSpace) -> Recipe:
-    """The rules of a space that changes structure."""
-    assert isinstance(space.rules, Recipe)
-    return space.rules
-
-
 def _calibrated(
     network: Network, space: SearchSpace, profile: HardwareProfile, calibration: Sequence[Tensor]
 ) -> dict[str, ActivationQuantizer]:
@@ -316,35 +224,6 @@ def _overheads(
     bounds = np.linspace(0, full - fixed, len(units) + 1).round().astype(int)
     shares = {u: int(b) for u, b in zip(units, np.diff(bounds), strict=True)}
     return {"fixed_bytes": fixed - inside, "execution_bytes": shares}
-
-
-# prices from files
-
-
-def _storage_prices(database: Database, unit: Unit, choices: Sequence[Choice]) -> Prices:
-    entries = {c: database.entry(unit.name, c) for c in choices}
-    usable = [c for c in choices if np.isfinite(entries[c].kl)]
-    ordered = sorted(usable, key=lambda c: (c != FLOAT, -entries[c].bytes))
-    return _prices(ordered, [entries[c].bytes for c in ordered], [entries[c] for c in ordered])
-
-
-def _execution_prices(file: UnitFile, space: SearchSpace, sizes: Mapping[str, int]) -> dict[str, Prices]:
-    out = {}
-    for unit, choices in execution_choices(space).items():
-        entry = file.entry(unit)
-        none = Entry(kl=0.0, delta=np.zeros_like(entry.delta), records={})
-        entries = [none if c == FLOAT else entry for c in choices]
-        out[unit] = _prices(choices, [0 if c == FLOAT else sizes[unit] for c in choices], entries)
-    return out
-
-
-def _prices(choices: Sequence[Choice], sizes: Sequence[int], entries: Sequence[Entry]) -> Prices:
-    return Prices(
-        choices=tuple(choices),
-        bytes=np.asarray(sizes, dtype=np.int64),
-        kl=np.asarray([e.kl for e in entries], dtype=np.float64),
-        delta=np.stack([e.delta for e in entries]),
-    )
 
 
 def _unreadable(path: Path, choices: Sequence[Choice]) -> bool:

@@ -13,7 +13,8 @@ from autocomp.core.steps import Choice
 from autocomp.evaluators import artifact
 from autocomp.evaluators.artifact import read_compressed
 from autocomp.search.evaluator import STRUCTURES_KEPT, Evaluator
-from autocomp.survey.survey import load_survey, survey
+from autocomp.survey.stored import load_survey
+from autocomp.survey.survey import survey
 from autocomp.testing.coverage import joint_session
 from autocomp.testing.networks import example
 from autocomp.transforms.low_rank import Factorise

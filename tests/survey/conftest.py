@@ -16,7 +16,8 @@ from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Metric, Workload
 from autocomp.graph.trace import build_network
 from autocomp.survey.space_file import space_from_toml
-from autocomp.survey.survey import Survey, survey
+from autocomp.survey.stored import Survey
+from autocomp.survey.survey import survey
 from autocomp.workloads.splits import TensorSplit
 
 PROFILE = HardwareProfile(

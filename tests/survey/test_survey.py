@@ -15,7 +15,7 @@ from autocomp.errors import CorruptFileError, DataError
 from autocomp.evaluators import artifact
 from autocomp.evaluators.quality import kl_divergence
 from autocomp.graph.simulate import simulated
-from autocomp.survey.survey import Survey, load_survey, sensitivity_table
+from autocomp.survey.stored import Survey, load_survey, sensitivity_table
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 from autocomp.transforms.stitch import stitch
 from tests.survey.conftest import Case
