@@ -106,7 +106,7 @@ def test_settings_that_no_layer_could_take(network: Network, tables: dict[str, A
             {"prune": {"ratio": 0.5, "multiple": 16}},
             "stem",
             "prune",
-            "prune left out for stem: stem: ratio 0.5 of 6 entries in multiples of 16 removes none; raise the ratio",
+            "prune left out for stem: ratio 0.5 of 6 entries in multiples of 16 removes none; raise the ratio",
         ),
         (
             {"rank": {"rank": 0.99}},
