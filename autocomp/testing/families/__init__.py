@@ -61,6 +61,7 @@ FAMILIES: dict[str, Family] = {
     "shared": Family(build=irregular.SharedConvolutions),
     "reused": Family(build=irregular.ReusedBlock),
     "branch": Family(build=irregular.DataBranch),
+    "wide": Family(build=irregular.WideLinear),
     "audio": Family(build=irregular.AudioNet, shape=(4, 64)),
 }
 """By name; none needs a package besides torch."""

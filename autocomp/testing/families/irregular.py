@@ -92,6 +92,18 @@ class DataBranch(nn.Module):
         return self.fc(F.relu(self.last(F.relu(x))).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class WideLinear(nn.Module):
+    """A linear layer of 9,216 inputs behind a flatten: its Hessian is kept in blocks; input [n, 3, 32, 32]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 36, 5, stride=2, padding=2)
+        self.hidden, self.fc = nn.Linear(36 * 256, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.hidden(F.relu(self.conv(x)).flatten(1))))  # type: ignore[no-any-return]
+
+
 class AudioNet(nn.Module):
     """One-dimensional convolutions, dilated and grouped; input [n, 4, 64]."""
 
