@@ -29,8 +29,11 @@ from autocomp.finish._walk import GraphWalk, HookWalk, Walk, live_bytes
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import Grid
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
+from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.quantize import QuantizeWeights, column_importance, make_grid
+from autocomp.transforms.rate import rate_aware
 from autocomp.transforms.statistics import FloatStatistics
+from autocomp.transforms.weights import compress_layer
 
 SAMPLES = 1 << 15
 """Input vectors a layer is fitted on: far more than its columns, far fewer than all positions of all images."""
@@ -130,14 +133,24 @@ def _encode(
     problem: Problem,
     step_factor: float,
 ) -> Encoding:
-    """``wanted`` [groups, rows, n] on the grid that the candidate has for this layer, always compensated."""
+    """``wanted`` [groups, rows, n] stored as the candidate says for this layer; grids are always compensated."""
     axis = channel_axis(module)
     old = compressed.tensors[layer.weight]
     values = weight_from_rows(wanted, layer.weight_shape, axis)
-    config = compressed.candidate[layer.name].get("weights")
+    choice = compressed.candidate[layer.name].storage()
+    config, sparse = choice.get("weights"), choice.get("sparsity") is not None
+    if isinstance(old, FloatTensor) and not sparse:
+        return FloatTensor(values=values) if old.width == 32 else FloatTensor.half(values)
+    hessian = problem.hessian if layer.bias is None else problem.hessian.centred()
     if isinstance(old, FloatTensor) or not isinstance(config, QuantizeWeights):
-        wide = isinstance(old, FloatTensor) and old.width == 32
-        return FloatTensor(values=values) if wide else FloatTensor.half(values)
+        fitted = LayerProblem(
+            name=layer.name,
+            weight=values,
+            axis=axis,
+            hessian=hessian,
+            channel_scales=layer.name in network.folds,
+        )
+        return compress_layer(fitted, [choice])[0]
     grid = _grid(network, layer, config, values, problem.hessian, axis, step_factor)
     groups, rows = wanted.shape[:2]
 
@@ -146,10 +159,11 @@ def _encode(
             return numbers.reshape(groups, rows)
         return numbers.expand(groups, rows)
 
-    hessian = problem.hessian if layer.bias is None else problem.hessian.centred()
     low, high = torch.tensor([[float(grid.low)]]), torch.tensor([[float(grid.high)]])
-    symbols = compensated(wanted, hessian, by_row(grid.scale), by_row(grid.zeros()), low, high)
-    stored = grid.expanded(old.scale.numel()) if grid.scale.numel() == 1 else grid
+    mask = weight_rows(old.decode() != 0, layer.groups, axis) if sparse else None
+    method = rate_aware if config.rounding == "rate" else compensated
+    symbols = method(wanted, hessian, by_row(grid.scale), by_row(grid.zeros()), low, high, mask=mask)
+    stored = grid.expanded(layer.weight_shape[axis]) if layer.name in network.folds else grid
     return QuantizedTensor(
         symbols=weight_from_rows(symbols, layer.weight_shape, axis).to(torch.int16),
         scale=stored.scale,

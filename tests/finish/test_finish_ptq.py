@@ -19,12 +19,19 @@ from autocomp.finish import find_finish
 from autocomp.finish._fit import Problem
 from autocomp.finish._walk import GraphWalk, HookWalk, live_bytes
 from autocomp.graph.trace import build_network
+from autocomp.survey.hessians import Hessians
+from autocomp.transforms.binarize import TernarizeWeights
 from autocomp.transforms.calibrate import calibrate_activations
+from autocomp.transforms.dct import DctKernels
 from autocomp.transforms.observe import decoded_module
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
+from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
+from autocomp.transforms.share import ClusterWeights
+from autocomp.transforms.sparsify import Sparsify
 from autocomp.transforms.statistics import restore_statistics
 from autocomp.transforms.stitch import stitch
+from autocomp.transforms.weights import compress_layer, legal_weights
 
 
 class Block(nn.Module):
@@ -303,3 +310,40 @@ def test_bad_images(network: Network) -> None:
         find_finish("ptq")(network, compressed, [])
     with pytest.raises(DataError, match="stem"):
         find_finish("ptq")(network, compressed, [torch.full((4, 3, 8, 8), float("nan"))])
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice((Sparsify(ratio=0.5),)),
+        Choice((Sparsify(ratio=0.5), QuantizeWeights(step=0.7))),
+        Choice((Sparsify(pattern="2:4"), QuantizeWeights(bits=4))),
+        Choice((ClusterWeights(entries=8),)),
+        Choice((TernarizeWeights(),)),
+        Choice((DctKernels(step=0.7),)),
+        Choice((QuantizeWeights(step=0.7, rounding="rate"),)),
+    ],
+    ids=lambda c: c.label(),
+)
+def test_what_a_layer_is_stored_as_stays(network: Network, images: Tensor, choice: Choice) -> None:
+    """Its kind, its zeros, and a network that is no worse on other images."""
+
+    def lookup(unit: str, wanted: Choice) -> dict[str, Encoding]:
+        problem = LayerProblem.of(network, unit, hessian=hessians(unit))
+        return {network.layers[unit].weight: compress_layer(problem, [wanted])[0]}
+
+    hessians = Hessians(network, images)
+    legal = [n for n, layer in network.layers.items() if legal_weights(layer, choice) is None]
+    assert legal
+    plain = stitch(network, Candidate(dict.fromkeys(legal, choice)), lookup)
+    compressed = restore_statistics(network, plain, [images])
+    finished = find_finish("ptq")(network, compressed, [images]).compressed
+    for name in legal:
+        key = network.layers[name].weight
+        old, new = compressed.tensors[key], finished.tensors[key]
+        assert type(new) is type(old)
+        if choice.get("sparsity") is not None:
+            share = 0.5 - 2 / old.decode().numel()
+            assert float((new.decode() == 0).float().mean()) >= share
+    fresh = smooth(200, 1)
+    assert output_error(network, finished, fresh) <= 1.1 * output_error(network, compressed, fresh)
