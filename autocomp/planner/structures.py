@@ -79,18 +79,23 @@ def structure_moves(prices: PriceTable, base: Candidate) -> list[Candidate]:
     """Structures one decision away from ``base``'s, the most promising first.
 
     Steps that save multiply-accumulates come by rising loss a multiply-accumulate saved; steps back come by the
-    loss they take away a multiply-accumulate, and the two lists take turns.
+    loss they take away a multiply-accumulate, and the two lists take turns. None where ``base`` was never priced
+    (a decomposition without a stable solution, say).
 
     Args:
         prices: the table.
         base: only its structure counts.
     """
     structure = base.structure()
+    try:
+        at = {n: _place(d, n, structure) for n, d in prices.structure.items()}
+    except KeyError:
+        return []
     onward: list[tuple[float, Candidate]] = []
     back: list[tuple[float, Candidate]] = []
     for name, decision in prices.structure.items():
         unit, _, axis = name.rpartition(":")
-        now = decision.index(structure[unit].only(axis))
+        now = at[name]
         saved, loss = saved_macs(prices, decision), decision.kl
         for step in (now - 1, now + 1):
             if not 0 <= step < len(decision.choices):
@@ -103,3 +108,9 @@ def structure_moves(prices: PriceTable, base: Candidate) -> list[Candidate]:
     lists = [[c for _, c in sorted(side, key=lambda pair: (pair[0], pair[1].id))] for side in (onward, back)]
     both = itertools.zip_longest(*lists)
     return [c for pair in both for c in pair if c is not None]
+
+
+def _place(decision: StructurePrices, name: str, candidate: Candidate) -> int:
+    """Position of the choice that ``candidate`` makes in "<unit>:<axis>"; KeyError where it was never priced."""
+    unit, _, axis = name.rpartition(":")
+    return decision.index(candidate[unit].only(axis))

@@ -194,7 +194,7 @@ def joint_session(
 def random_candidates(space: SearchSpace, count: int, seed: int = 0) -> list[Candidate]:
     """Uniform option indices, decoded as a sampler's are.
 
-    Two candidates share a structure, since exporting a structure takes seconds; the second one may run int8.
+    Three candidates share a structure, since exporting one takes seconds; the second and third may run int8.
     """
     rng = np.random.default_rng(seed)
     sizes = space.parameters()
@@ -203,7 +203,7 @@ def random_candidates(space: SearchSpace, count: int, seed: int = 0) -> list[Can
     point: dict[str, int] = {}
     for i in range(count):
         fresh = {name: int(rng.integers(n)) for name, n in sizes.items()}
-        if i % 2:
+        if i % 3:
             fresh.update({name: point[name] for name in point if name.endswith(structural)})
         else:
             fresh.update({name: 0 for name in fresh if name.endswith(":activations")})

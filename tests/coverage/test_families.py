@@ -12,7 +12,7 @@ from autocomp.graph.trace import build_network
 from autocomp.testing.coverage import Coverage, check_family, check_loading
 from autocomp.testing.families import FAMILIES, make_family
 
-QUICK = ("shufflenet_v2", "mobilenet_v3", "vit", "bert", "tied", "branch")
+QUICK = ("shufflenet_v2", "unet", "vit", "tied", "branch")
 """One of each difficulty; the others are slow: ``python benchmarks/coverage.py`` runs all, torchvision's as well."""
 
 
@@ -46,7 +46,7 @@ def test_random_joint_candidates_are_built_and_agree_with_onnx_runtime(
         assert (found.exported, found.with_int8, found.groups) == (0, 0, 0)
         return
     assert found.exported == 3
-    assert found.with_int8 >= 1
+    assert found.with_int8 == 2
     assert found.groups >= 1
     assert {"prune_channels", "factorise", "quantize_activations"} <= set(found.techniques)
 

@@ -155,3 +155,11 @@ def test_moves_change_one_decision_by_one_step() -> None:
     }
     assert all(c in space for c in found)
     assert structure_moves(dataclasses.replace(prices, structure={}), base) == []
+
+
+def test_no_moves_from_a_structure_that_was_never_priced() -> None:
+    prices, space = table()
+    first = next(iter(space.units))
+    unpriced = halved(prices).replace({first: Choice((PruneChannels(ratio=0.9),))})
+    assert structure_moves(prices, unpriced) == []
+    assert list(neighbours(prices, space, unpriced, budget_bytes=None)) == []
