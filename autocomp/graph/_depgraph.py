@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +102,27 @@ def _axis_of(module: nn.Module, outward: bool) -> _Axis | None:
     raise RefusedError(f"{type(module).__name__} cannot be resized")
 
 
+@contextlib.contextmanager
+def _tolerant_reshapes() -> Iterator[None]:
+    """Let a reshape keep its indices where torch-pruning infers none of its channels, and then divides by them.
+
+    Seen on chains of channel shuffles. Whatever follows from it is verified like every group.
+    """
+    from torch_pruning.dependency import index_mapping
+
+    update = index_mapping.update_reshape_index_mapping
+
+    def tolerant(graph: Any, node: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            update(graph, node)
+
+    index_mapping.update_reshape_index_mapping = tolerant
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping = update
+
+
 class Dependencies:
     """The dependency graph of one network, built on a copy of its module.
 
@@ -121,7 +143,7 @@ class Dependencies:
         self._modules = dict(module.named_modules())
         self._paths = {id(child): path for path, child in self._modules.items()}
         self._keys = {id(p): key for key, p in module.named_parameters()}
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings(), _tolerant_reshapes():
             warnings.simplefilter("ignore")  # on parameters outside layers; every group is verified
             self._graph = tp.DependencyGraph().build_dependency(
                 module, (stand_in(network),), output_transform=first_tensor, verbose=False
@@ -140,7 +162,7 @@ class Dependencies:
             raise RefusedError("the dependency graph does not see it run by itself")
         pruner = self._graph.get_pruner_of_module(module)
         count = int(pruner.get_out_channels(module))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _tolerant_reshapes():
             warnings.simplefilter("ignore")
             items = self._graph.get_pruning_group(module, pruner.prune_out_channels, list(range(count))).items
         found = [self._member(item) for item in items]

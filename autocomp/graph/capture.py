@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram, export
 from autocomp.graph import ops
 
 # torch.export has no common base for what it raises; the module is known to run when it is called.
-EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
+EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
 
 
 class NotTraceableError(Exception):

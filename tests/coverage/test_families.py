@@ -62,6 +62,8 @@ def test_what_is_left_alone_is_said(done: dict[str, tuple[Path, Coverage]]) -> N
     assert any(line.startswith("int8 execution left out: the network has no graph") for line in branch.notes)
     assert any("LayerNorm normalises over these channels" in line for line in done["vit"][1].refused)
     assert any("head shares its weight with embed" in line for line in done["tied"][1].refused)
+    # stem, the inner channels of five units, the last convolution: what goes through a shuffle stays
+    assert done["shufflenet_v2"][1].groups == 7
     for name in QUICK:
         found = done[name][1]
         assert all("\n" not in line for line in (*found.skipped, *found.refused, *found.notes))

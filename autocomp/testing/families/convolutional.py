@@ -373,7 +373,7 @@ class ShuffleNetV2(nn.Module):
         super().__init__()
         self.stem = conv_norm(3, 24, 3, 2, activation=nn.ReLU(inplace=True))
         self.stage = nn.Sequential(
-            ShuffleUnit(24, 48, 2), ShuffleUnit(48, 48, 1), ShuffleUnit(48, 64, 2), ShuffleUnit(64, 64, 1)
+            ShuffleUnit(24, 48, 2), *(ShuffleUnit(48, 48, 1) for _ in range(3)), ShuffleUnit(48, 64, 2)
         )
         self.conv5 = conv_norm(64, 96, activation=nn.ReLU(inplace=True))
         self.fc = nn.Linear(96, CLASSES)
