@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--space", default="default", help="bits and step sizes only, by default")
+    parser.add_argument("--space", default="steps", help="bits and step sizes only, by default")
     parser.add_argument("--planned", action="store_true", help="one plan a budget, no search")
     parser.add_argument("--trials", default=None)
     parser.add_argument("--work", type=Path, default=None)

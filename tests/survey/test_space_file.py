@@ -139,8 +139,8 @@ def test_errors_name_file_key_value_and_remedy(network: Network, tables: dict[st
 
 
 def test_no_such_space_offers_the_nearest(network: Network) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean default"):
-        load_space("defualt", network, BOTH)
+    with pytest.raises(UnknownNameError, match="did you mean joint"):
+        load_space("jiont", network, BOTH)
 
 
 def test_a_file_that_is_not_toml(network: Network, tmp_path: Path) -> None:
