@@ -68,15 +68,19 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kept() -> dict[str, dict[str, Any]]:
+    """Rows that are measured already, also by another process meanwhile."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if options.table:
-        print(table(rows))
+        print(table(kept()))
         return
     for name in options.names or [*FAMILIES, *(f"tv:{n}" for n in FULL_SIZE)]:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +89,7 @@ def main() -> None:
             except UnsupportedError as error:
                 print(f"{name}: skipped: {error}")
                 continue
-        rows[name] = row
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({**kept(), name: row}, indent=1) + "\n")
         print(table({name: row}).splitlines()[-1], *row["failures"], *row["loading"], sep="\n  ", flush=True)
 
 
