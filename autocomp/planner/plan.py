@@ -17,7 +17,7 @@ from autocomp.core.steps import EXECUTION_AXES, FLOAT, Choice
 from autocomp.errors import InfeasibleError
 from autocomp.planner.allocate import allocate, lagrangian_sweep
 from autocomp.planner.quadratic import FloatArray, IntArray, Surrogate, refine, surrogate
-from autocomp.planner.structures import UNCHANGED, structures
+from autocomp.planner.structures import UNCHANGED, smallest_structure, structures
 
 BUDGET_STEPS = (1.0, 0.985, 0.95, 0.9)
 """Fractions of the asked budget that get a plan of their own: the answer lies at or just below it."""
@@ -49,18 +49,20 @@ class Solution:
 
 
 def reachable(prices: PriceTable) -> tuple[int, int]:
-    """Smallest and largest predicted file size, bytes."""
-    low = sum(int(p.bytes.min()) for p in prices.storage.values())
+    """Smallest and largest predicted file size, bytes; the smallest with the strongest structure."""
+    strongest = prices.under(smallest_structure(prices))
+    low = min(sum(int(p.bytes.min()) for p in t.storage.values()) for t in (prices, strongest))
     high = sum(int(p.bytes.max()) for p in prices.storage.values())
     return prices.fixed_bytes + low, prices.fixed_bytes + high
 
 
 def smallest(prices: PriceTable) -> Candidate:
     """The candidate of the smallest predicted file; of equal choices the one with the lower KL."""
+    structure = smallest_structure(prices)
     picks = {}
-    for unit, p in prices.storage.items():
+    for unit, p in prices.under(structure).storage.items():
         picks[unit] = p.choices[int(np.lexsort((p.kl, p.bytes))[0])]
-    return Candidate(picks)
+    return _restructured(picks, structure)
 
 
 def integer_weights(choice: Choice) -> bool:
@@ -220,7 +222,8 @@ def _wishes(
     yield from (lambda b=bits: _uniform(prices, b, executions[0]) for bits in (8, 4))
     if budget_bytes is not None:
         yield from (at(budget_bytes * s, executions[0]) for s in BUDGET_STEPS[1:])
-    low, high = reachable(prices)[0] + _quantizer_bytes(prices, executions[0]), _largest_quantized(prices)
+    least = prices.fixed_bytes + sum(int(p.bytes.min()) for p in prices.storage.values())  # of the whole structure
+    low, high = least + _quantizer_bytes(prices, executions[0]), _largest_quantized(prices)
     rungs = max(4, count)
     for rung in _coarse_first(rungs):
         yield at(low * (high / low) ** (rung / (rungs - 1)) + 1, executions[0])

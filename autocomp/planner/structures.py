@@ -42,6 +42,19 @@ def structures(prices: PriceTable, *, count: int) -> list[Candidate]:
     return [hull[i] for i in sorted(picks, key=lambda i: -macs[i])]
 
 
+def smallest_structure(prices: PriceTable) -> Candidate:
+    """Every decision at the choice that leaves the fewest bytes of float32 weights."""
+    picks: dict[str, Choice] = {}
+    for name, decision in prices.structure.items():
+        unit = name.rpartition(":")[0]
+        left = np.zeros(len(decision.choices))
+        for changed, shares in decision.shares.items():
+            left += float(prices.storage[changed].bytes.max()) * np.asarray(shares, dtype=np.float64)
+        chosen = decision.choices[int(left.argmin())]
+        picks[unit] = Choice((*picks.get(unit, Choice()).steps, *chosen.steps))
+    return Candidate(picks)
+
+
 def saved_macs(prices: PriceTable, decision: StructurePrices) -> np.ndarray:
     """float64 [choices]: multiply-accumulates that each choice of one decision saves, made alone."""
     saved = np.zeros(len(decision.choices))

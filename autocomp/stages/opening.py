@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autocomp.coding.tensors import encode_tensor
+from autocomp.core.candidate import Candidate
 from autocomp.core.encodings import FloatTensor
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
 from autocomp.core.settings_file import write_config
-from autocomp.core.steps import FLOAT
+from autocomp.core.steps import STRUCTURE_AXES, Choice, StepConfig
 from autocomp.core.workload import Workload
 from autocomp.environment import environment
 from autocomp.errors import CorruptFileError, UnsupportedError
 from autocomp.search.session import Session, open_session
 from autocomp.stages.limits import unreachable_budget
 from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
+from autocomp.transforms.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def settings_of(run: RunFolder) -> Settings:
@@ -88,39 +95,55 @@ def open_run(settings: Settings, run: RunFolder, workload: Workload | None, prog
     return session
 
 
-def smallest_estimate(session: Session) -> int:
-    """Coded bytes with every unit at its coarsest choice, rounded to nearest: a quick look before the survey.
+LEAST_BITS = 0.25
+"""A weight that is shared or mostly zero is taken to cost at least so many bits, for a quick look."""
 
-    Compensated rounding spreads symbols a little further, so this is at most what the survey will find.
+
+def smallest_estimate(session: Session) -> int:
+    """Coded bytes with every unit at its coarsest choice and the strongest structure: a quick look before the survey.
+
+    Grids are rounded to nearest; compensated rounding spreads symbols a little further, so this is at most what
+    the survey will find.
     """
     state = session.network.module.state_dict()
+    shares = strongest_shares(session)
     decided: set[str] = set()
     total = 0
     for unit in session.space.units.values():
-        options = [c.get("weights") for c in unit.choices(axes=("weights",)) if c != FLOAT]
-        steps = [s for s in options if isinstance(s, QuantizeWeights)]
-        if not steps:
-            continue
-        coarsest = [s for s in (steps[-1], min(steps, key=lambda s: s.bits or 99)) if s.bits or s is steps[-1]]
-        for name in unit.layers:
+        steps = [s for axis in unit.storage_axes() for s in unit.axes[axis] if s is not None]
+        for name in unit.layers if steps or unit.name in shares else ():
             layer = session.network.layers[name]
-            sizes = [
-                len(
-                    encode_tensor(
-                        quantize_weight(
-                            state[layer.weight], dataclasses.replace(s, rounding="nearest"), axis=layer.channel_axis
-                        )
-                    )
-                )
-                for s in coarsest
-            ]
-            total += min(sizes)
+            total += int(_smallest_weight(state[layer.weight], steps, layer.channel_axis) * shares.get(unit.name, 1.0))
             decided.add(layer.weight)
     for name, tensor in state.items():
         if name not in decided and tensor.is_floating_point():
             whole = tensor.dim() > 1
             total += len(encode_tensor(FloatTensor(values=tensor) if whole else FloatTensor.half(tensor)))
     return total
+
+
+def _smallest_weight(weight: Tensor, steps: Sequence[StepConfig], axis: int) -> int:
+    """Least bytes of one weight under any of ``steps``, about."""
+    grids = [s for s in steps if isinstance(s, QuantizeWeights)]
+    if any(not isinstance(s, QuantizeWeights) for s in steps):
+        return int(weight.numel() * LEAST_BITS / 8)
+    if not grids:
+        return 4 * weight.numel()
+    coarsest = [s for s in (grids[-1], min(grids, key=lambda s: s.bits or 99)) if s.bits or s is grids[-1]]
+    plain = [dataclasses.replace(s, rounding="nearest") for s in coarsest]
+    return min(len(encode_tensor(quantize_weight(weight, s, axis=axis))) for s in plain)
+
+
+def strongest_shares(session: Session) -> dict[str, float]:
+    """Unit → share of its weights that the strongest structure of the space keeps, where that is not all."""
+    recipe = session.space.rules
+    if not isinstance(recipe, Recipe):
+        return {}
+    last = {
+        u.name: Choice(tuple(s for a in STRUCTURE_AXES if (s := u.axes.get(a, (None,))[-1]) is not None))
+        for u in session.space.units.values()
+    }
+    return recipe.shares(recipe.legal(Candidate(last)))
 
 
 def check_reachable(session: Session) -> None:

@@ -10,7 +10,7 @@ from autocomp.core.prices import PriceTable, StructurePrices
 from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import FLOAT, Choice
 from autocomp.planner.neighbours import neighbours
-from autocomp.planner.plan import plan, solve
+from autocomp.planner.plan import plan, reachable, smallest, solve
 from autocomp.planner.structures import UNCHANGED, saved_macs, structure_moves, structures
 from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.prune import PruneChannels
@@ -163,3 +163,17 @@ def test_no_moves_from_a_structure_that_was_never_priced() -> None:
     unpriced = halved(prices).replace({first: Choice((PruneChannels(ratio=0.9),))})
     assert structure_moves(prices, unpriced) == []
     assert list(neighbours(prices, space, unpriced, budget_bytes=None)) == []
+
+
+def test_removing_channels_brings_smaller_files_within_reach() -> None:
+    prices, space = table()
+    low, high = reachable(prices)
+    whole, _ = reachable(dataclasses.replace(prices, structure={}))
+    found = smallest(prices)
+    assert low < whole < high
+    assert found in space
+    assert prices.file_bytes(found) == pytest.approx(low, abs=3)
+    assert len(found.structure()) == 2
+    between = (low + whole) // 2
+    plans = plan(prices, space, budget_bytes=between, count=12)
+    assert any(prices.file_bytes(c) <= between for c in plans)
