@@ -44,6 +44,10 @@ class Finalist:
 PROBES = 3
 """At most so many quick passes of the finisher, on few images, that look for the step factor."""
 
+NEGLIGIBLE_KL = 1e-5
+"""Rows this close to the float32 network, in nats, have nothing to recover: their class probabilities are off by at
+most 0.0022 in total variation (Pinsker's inequality)."""
+
 PASSES = 3
 """At most so many passes on all calibration images, until the file keeps the budget and uses it."""
 
@@ -79,7 +83,7 @@ def finish_row(evaluator: Evaluator, row: Row, limits: Limits, candidate: Candid
     """
     session = evaluator.session
     method = session.settings.finish
-    if method == "none":
+    if method == "none" or row.kl_search < NEGLIGIBLE_KL:
         return None
     other_steps, candidate = candidate is not None, candidate or Candidate.from_json(row.recipe)
     path = session.run.candidates / f"{candidate.id}-finished.autocomp"
@@ -236,6 +240,8 @@ class Answer:
 def respaced_finalist(evaluator: Evaluator, chosen: Sequence[Row], limits: Limits) -> Finalist | None:
     """The best row with step sizes meant for the finished network; None without a budget, a finisher or steps."""
     if not chosen or limits.file_bytes is None or evaluator.session.settings.finish == "none":
+        return None
+    if chosen[0].kl_search < NEGLIGIBLE_KL:
         return None
     candidate = respaced(evaluator.survey.prices, Candidate.from_json(chosen[0].recipe), limits.file_bytes)
     return None if candidate is None else finish_row(evaluator, chosen[0], limits, candidate)
