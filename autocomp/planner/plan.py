@@ -23,8 +23,8 @@ BUDGET_STEPS = (1.0, 0.985, 0.95, 0.9)
 """Fractions of the asked budget that get a plan of their own: the answer lies at or just below it."""
 
 
-STRUCTURE_EVERY = 4
-"""One warm start in so many changes the structure: each costs more to realise than a change of storage."""
+STRUCTURE_EVERY = 6
+"""One warm start in so many changes the structure: each costs as much time as ten changes of storage."""
 
 _Wish = Callable[[], Candidate]
 
@@ -172,7 +172,7 @@ def plan(
     uniform settings; then a geometric ladder of budgets from the smallest reachable file to the
     largest quantized one, coarse rungs before fine ones.
 
-    Where channels can be removed or layers factorised, every fourth one has another structure: from the
+    Where channels can be removed or layers factorised, every sixth one has another structure: from the
     mildest to the strongest, at the asked budget.
 
     Args:

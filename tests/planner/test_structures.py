@@ -128,7 +128,7 @@ def test_warm_starts_change_structure_now_and_then() -> None:
     budget = int(prices.file_bytes(UNCHANGED) * 0.2)
     found = plan(prices, space, budget_bytes=budget, count=16)
     changed = [c for c in found if c.structure() != UNCHANGED]
-    assert 2 <= len(changed) <= 8
+    assert 2 <= len(changed) <= 4
     assert found[0].structure() == UNCHANGED
     assert all(c in space for c in found)
 
