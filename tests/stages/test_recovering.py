@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,15 @@ from autocomp.core.steps import Choice
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.limits import Limits
 from autocomp.stages.opening import open_run
-from autocomp.stages.recovering import FILL, finish_row, fitted, matching, respaced_finalist, starting_point
+from autocomp.stages.recovering import (
+    FILL,
+    NEGLIGIBLE_KL,
+    finish_row,
+    fitted,
+    matching,
+    respaced_finalist,
+    starting_point,
+)
 from autocomp.stages.rows import make_row
 from autocomp.stages.surveying import survey_session
 from autocomp.transforms.quantize import QuantizeWeights
@@ -133,7 +142,8 @@ def test_the_respaced_finalist_is_a_row_of_its_own(evaluator: Evaluator) -> None
     path = evaluator.path_of(candidate)
     size = evaluator.write(compressed, path)
     quality = evaluator.quality(compressed)
-    row = make_row("trial 3", candidate, Completed(file_bytes=size, kl=quality.loss, score=0.0), limits, trial=3)
+    done = Completed(file_bytes=size, kl=max(quality.loss, 10 * NEGLIGIBLE_KL), score=0.0)
+    row = make_row("trial 3", candidate, done, limits, trial=3)
     made = respaced_finalist(evaluator, [row], limits)
     assert made is not None
     assert (made.row.trial, made.row.name) == (3, "trial 3 respaced")
@@ -146,5 +156,8 @@ def test_the_respaced_finalist_is_a_row_of_its_own(evaluator: Evaluator) -> None
     assert plain is not None
     assert plain.row.candidate == candidate.id
     assert respaced_finalist(evaluator, [], limits) is None
+    perfect = dataclasses.replace(row, kl_search=NEGLIGIBLE_KL / 2)
+    assert respaced_finalist(evaluator, [perfect], limits) is None
+    assert finish_row(evaluator, perfect, limits) is None
     logits = evaluator.simulated(made.compressed)(torch.zeros(1, 1, 8, 8))
     assert bool(torch.isfinite(logits).all())
