@@ -49,7 +49,9 @@ def test_ternary_is_the_papers_threshold_and_scale() -> None:
     encoding = TernarizeWeights(rounding="nearest").encode(case)
     for channel, decoded in zip(case.weight, encoding.decode(), strict=True):
         large = channel.abs() > 0.7 * channel.abs().mean()
-        assert torch.allclose(decoded, torch.where(large, channel.sign() * channel.abs()[large].mean(), 0.0), rtol=2**-8)
+        assert torch.allclose(
+            decoded, torch.where(large, channel.sign() * channel.abs()[large].mean(), 0.0), rtol=2**-8
+        )
 
 
 @pytest.mark.parametrize("cls", [BinarizeWeights, TernarizeWeights])
