@@ -22,6 +22,7 @@ class Row:
         score_test_ci95: 95 % interval of ``score_test``.
         kl_search: KL divergence to the float32 network on the search split.
         latency_ms, latency_ms_ci95: median and its 95 % bootstrap interval.
+        latency_ratio: median ratio to float32's latency, the two measured in turn in one run; None where they were not.
         latency_source: "measured" or "predicted", None without latency.
         techniques: names really used.
         recipe: unit → choice as JSON.
@@ -41,6 +42,7 @@ class Row:
     kl_search: float
     latency_ms: float | None = None
     latency_ms_ci95: tuple[float, float] | None = None
+    latency_ratio: float | None = None
     latency_source: str | None = None
     techniques: tuple[str, ...] = ()
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)

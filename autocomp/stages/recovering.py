@@ -97,6 +97,7 @@ def finish_row(evaluator: Evaluator, row: Row, limits: Limits, candidate: Candid
         made,
         latency_ms=row.latency_ms,
         latency_ms_ci95=row.latency_ms_ci95,
+        latency_ratio=row.latency_ratio,
         latency_source=row.latency_source,
         engine_bytes=row.engine_bytes,
         techniques=(*made.techniques, f"finish_{method}"),

@@ -177,7 +177,7 @@ def test_nearly_empty_runs(trials: int) -> None:
 
 def test_run_without_latency() -> None:
     page = Page(small(fake_summary(latency=False)))
-    assert "the speed of float32" not in page.text
+    assert "latency, measured in turn" not in page.text
 
 
 def test_no_budget_and_a_loss_as_metric() -> None:
