@@ -56,11 +56,21 @@ def finished(folder: Path) -> dict[int, tuple[Any, ...]]:
     }
 
 
+def running(folder: Path) -> set[int]:
+    return {t.number for t in rows(folder) if not t.state.is_finished()}
+
+
 def kill_during(folder: Path, sampler: str, jobs: int, rng: random.Random, evaluations: int) -> None:
-    """Start the driver and kill it at a random moment after so many evaluations more have begun."""
+    """Start the driver and kill it at a random moment after so many evaluations more have begun.
+
+    With any, the rows that the last kill left are waited for: one killed ``ATTEMPTS`` times would fail by right.
+    """
+    seen, left = len(starts(folder)), running(folder)
     process = start(folder, sampler, jobs)
-    seen, until = len(starts(folder)), time.monotonic() + DEADLINE_S
-    while evaluations and len(starts(folder)) < seen + evaluations and process.poll() is None:
+    until = time.monotonic() + DEADLINE_S
+    while evaluations and process.poll() is None:
+        if len(starts(folder)) >= seen + evaluations and not left & running(folder):
+            break
         assert time.monotonic() < until, "the driver does not get on"
         time.sleep(0.003)
     time.sleep(rng.uniform(0.0, 0.05 if evaluations else 0.6))
