@@ -19,12 +19,9 @@ from common import save
 
 from autocomp.core.run_folder import RunFolder
 from autocomp.evaluators.quality import run_split
-from autocomp.graph.simulate import simulated
-from autocomp.search.evaluator import Evaluator
-from autocomp.search.session import open_session
+from autocomp.search.evaluator import Evaluator, reopened
 from autocomp.stages.opening import settings_of, summary_of
 from autocomp.stages.verifying import read_row
-from autocomp.survey.stored import load_survey
 
 
 def predicted_bytes(evaluator: Evaluator, count: int) -> dict[str, object]:
@@ -43,7 +40,7 @@ def engine_agreement(evaluator: Evaluator, row: object) -> dict[str, object]:
     """Top-1 agreement of simulation and engine on the test split."""
     session = evaluator.session
     compressed = read_row(row)  # type: ignore[arg-type]
-    simulation = run_split(simulated(session.network, compressed), session.workload.test).outputs
+    simulation = run_split(evaluator.simulated(compressed), session.workload.test).outputs
     engine = session.target.runtime.build(
         evaluator.onnx(compressed), session.target.profile, session.workload.example(1).numpy()
     )
@@ -77,8 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = RunFolder.existing(arguments.run)
     summary = summary_of(run)
-    session = open_session(settings_of(run), run)
-    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
+    evaluator = reopened(settings_of(run), run)
     size = predicted_bytes(evaluator, arguments.candidates)
     print("predicted against written bytes: largest relative error", size["largest_relative_error"])
     rows = {"best": summary.best, **{k: summary.baselines[k] for k in ("int8",)}}

@@ -18,10 +18,8 @@ from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.steps import Choice
-from autocomp.search.evaluator import Evaluator
-from autocomp.search.session import open_session
+from autocomp.search.evaluator import reopened
 from autocomp.stages.opening import settings_of
-from autocomp.survey.stored import load_survey
 from autocomp.transforms.quantize import QuantizeWeights
 from autocomp.transforms.stitch import stitch
 
@@ -30,8 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     run = RunFolder.existing(parser.parse_args().run)
-    session = open_session(settings_of(run), run)
-    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
+    evaluator = reopened(settings_of(run), run)
+    session = evaluator.session
     bits = [QuantizeWeights(bits=b, scale="max", rounding="nearest") for b in (8, 5, 4, 3, 2)]
     steps = sorted(
         {
@@ -47,7 +45,7 @@ def main() -> None:
         candidate = Candidate({unit: Choice((config,)) for unit in session.space.units})
         forms: dict[str, CompressedModel] = {"restored": evaluator.realise(candidate)}
         if config.bits:
-            forms["plain"] = stitch(session.network, candidate, evaluator._lookup)
+            forms["plain"] = stitch(session.network, candidate, evaluator.base.source.lookup)
         for form, compressed in forms.items():
             with tempfile.TemporaryDirectory() as folder:
                 size = evaluator.write(compressed, Path(folder) / "x.autocomp")

@@ -17,6 +17,7 @@ from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.executor import Job
 from autocomp.core.outcome import Completed, Measurement, Outcome
+from autocomp.core.progress import Progress
 from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
 from autocomp.core.variant import Variant
@@ -245,6 +246,14 @@ class Evaluator:
         return self.evaluate(job.candidate, self.path_of(job.candidate))
 
 
+def reopened(
+    settings: Settings, run: RunFolder, *, workload: Workload | None = None, progress: Progress | None = None
+) -> Evaluator:
+    """What evaluates in a run that was surveyed before: in another process, or later."""
+    session = open_session(settings, run, workload=workload, progress=progress)
+    return Evaluator(session, load_survey(session.network, session.space, run.cache))
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluatorFactory:
     """Picklable recipe for an evaluator in a worker process.
@@ -260,6 +269,4 @@ class EvaluatorFactory:
     workload: Workload | None = None
 
     def __call__(self) -> Evaluator:
-        run = RunFolder(self.folder)
-        session = open_session(self.settings, run, workload=self.workload)
-        return Evaluator(session, load_survey(session.network, session.space, run.cache))
+        return reopened(self.settings, RunFolder(self.folder), workload=self.workload)

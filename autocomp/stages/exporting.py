@@ -13,11 +13,9 @@ from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.errors import ConfigError, UnsupportedError
-from autocomp.search.evaluator import Evaluator
-from autocomp.search.session import open_session
+from autocomp.search.evaluator import reopened
 from autocomp.stages.opening import settings_of
 from autocomp.stages.verifying import read_row
-from autocomp.survey.stored import load_survey
 
 FORMATS = ("autocomp", "onnx", "safetensors", "tensorrt")
 
@@ -81,6 +79,4 @@ def export_row(run: RunFolder, summary: RunSummary, pick: str, file_format: str,
 
 def onnx_of(run: RunFolder, row: Row) -> bytes:
     """The ONNX form of a row's file, built from the run's own settings."""
-    session = open_session(settings_of(run), run)
-    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
-    return evaluator.onnx(read_row(row))
+    return reopened(settings_of(run), run).onnx(read_row(row))

@@ -15,10 +15,8 @@ from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
 from autocomp.evaluators.artifact import read_compressed
 from autocomp.evaluators.statistics import ratio_ci
-from autocomp.search.evaluator import Evaluator
-from autocomp.search.session import open_session
+from autocomp.search.evaluator import Evaluator, reopened
 from autocomp.stages.opening import settings_of
-from autocomp.survey.stored import load_survey
 
 TIMING_SLACK = 1.25
 """Intervals of two latency ratios may lie this factor apart: caches and clocks differ between two runs."""
@@ -77,8 +75,8 @@ def verify_run(run: RunFolder, summary: RunSummary, progress: Progress) -> list[
     if summary.best is not None and summary.best.file:
         rows[summary.best.file] = summary.best
     progress.stage("verify", total=len(rows) + 1)
-    session = open_session(settings_of(run), run, progress=progress)
-    evaluator = Evaluator(session, load_survey(session.network, session.space, run.cache))
+    evaluator = reopened(settings_of(run), run, progress=progress)
+    session = evaluator.session
     checks: list[Check] = []
     measured = evaluator.reference.outputs
     base = session.workload.metric.compute(measured, evaluator.reference.targets, measured)
