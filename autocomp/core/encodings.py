@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,18 @@ class _Stored:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QuantizedTensor(_Stored):
+class _Scaled(_Stored):
+    """What encodings have in common that are multiplied by a scale at the end."""
+
+    scale: torch.Tensor
+
+    def with_gain(self, gain: torch.Tensor) -> Self:
+        """The same symbols and tables with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
+        return replace(self, scale=round_scale(self.scale * gain))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedTensor(_Scaled):
     """Integers on a uniform grid.
 
     Attributes:
@@ -82,7 +93,6 @@ class QuantizedTensor(_Stored):
     """
 
     symbols: torch.Tensor
-    scale: torch.Tensor
     zero_point: torch.Tensor | None = None
     axis: int = 0
     bits: int | None = None
@@ -93,10 +103,6 @@ class QuantizedTensor(_Stored):
         if self.zero_point is not None:
             symbols = symbols - _along(self.zero_point.float(), symbols.dim(), self.axis)
         return symbols * _along(self.scale, symbols.dim(), self.axis)
-
-    def with_gain(self, gain: torch.Tensor) -> QuantizedTensor:
-        """The same integers with each channel's scale multiplied by ``gain`` [channels]."""
-        return replace(self, scale=round_scale(self.scale * gain))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +128,7 @@ class FloatTensor(_Stored):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CodebookTensor(_Stored):
+class CodebookTensor(_Scaled):
     """Indices into tables of values (weight sharing, Han et al. 2016) or of short vectors (product quantization).
 
     Attributes:
@@ -136,7 +142,6 @@ class CodebookTensor(_Stored):
 
     symbols: torch.Tensor
     codebook: torch.Tensor
-    scale: torch.Tensor
     shape: tuple[int, ...]
     axis: int = 0
 
@@ -154,10 +159,6 @@ class CodebookTensor(_Stored):
         values = values * self.scale.reshape(-1, 1)
         rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         return values.reshape(channels, *rest).movedim(0, self.axis).contiguous()
-
-    def with_gain(self, gain: torch.Tensor) -> CodebookTensor:
-        """The same indices with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_scale(self.scale * gain))
 
 
 def hash_buckets(count: int, buckets: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +180,7 @@ def hash_buckets(count: int, buckets: int, seed: int) -> tuple[torch.Tensor, tor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HashedTensor(_Stored):
+class HashedTensor(_Scaled):
     """Weights that share values by a hash of their place, so that no index is stored (Chen et al. 2015).
 
     Attributes:
@@ -191,7 +192,6 @@ class HashedTensor(_Stored):
     """
 
     values: torch.Tensor
-    scale: torch.Tensor
     shape: tuple[int, ...]
     seed: int = 0
     axis: int = 0
@@ -201,10 +201,6 @@ class HashedTensor(_Stored):
         bucket, sign = hash_buckets(math.prod(self.shape), len(self.values), self.seed)
         flat = (self.values[bucket] * sign).reshape(self.shape)
         return flat * _along(self.scale, len(self.shape), self.axis)
-
-    def with_gain(self, gain: torch.Tensor) -> HashedTensor:
-        """The same values with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_scale(self.scale * gain))
 
 
 @cache
@@ -222,7 +218,7 @@ def cosine_basis(size: int) -> tuple[tuple[float, ...], ...]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DctTensor(_Stored):
+class DctTensor(_Scaled):
     """Quantized DCT coefficients of convolution kernels (CNNpack, Wang et al. 2016).
 
     Attributes:
@@ -232,7 +228,6 @@ class DctTensor(_Stored):
     """
 
     symbols: torch.Tensor
-    scale: torch.Tensor
     axis: int = 0
 
     def decode(self) -> torch.Tensor:
@@ -251,10 +246,6 @@ class DctTensor(_Stored):
                 sums.append(total)
             values = torch.stack(sums, dim=axis)
         return values * _along(self.scale, values.dim(), self.axis)
-
-    def with_gain(self, gain: torch.Tensor) -> DctTensor:
-        """The same coefficients with each channel's scale multiplied by ``gain`` (the shape of ``scale``)."""
-        return replace(self, scale=round_scale(self.scale * gain))
 
 
 ScaledEncoding = QuantizedTensor | CodebookTensor | HashedTensor | DctTensor

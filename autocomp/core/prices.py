@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from autocomp.core.candidate import Candidate
+from autocomp.core.space import unit_and_axis
 from autocomp.core.steps import FLOAT, Choice
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class PriceTable:
         """
         out: dict[str, float] = {}
         for name, prices in self.structure.items():
-            unit, _, axis = name.rpartition(":")
+            unit, axis = unit_and_axis(name)
             pick = prices.index(candidate[unit].only(axis))
             for changed, shares in prices.shares.items():
                 out[changed] = out.get(changed, 1.0) * float(shares[pick])
@@ -114,7 +115,7 @@ class PriceTable:
             self._under[key] = replace(
                 self,
                 storage={u: p.scaled(shares[u]) if u in shares else p for u, p in self.storage.items()},
-                structure={n: p.fixed(candidate[n.rpartition(":")[0]]) for n, p in self.structure.items()},
+                structure={n: p.fixed(candidate[unit_and_axis(n)[0]]) for n, p in self.structure.items()},
                 macs=self.remaining_macs(candidate),
             )
         return self._under[key]
@@ -138,20 +139,19 @@ class PriceTable:
     def predicted_kl(self, candidate: Candidate) -> float:
         """Second-order prediction ½‖Σu‖² in nats, cross terms included."""
         total: np.ndarray | None = None
-        for unit, prices, choice in self._parts(candidate):
-            del unit
+        for prices, choice in self._parts(candidate):
             if choice == FLOAT:
                 continue
             delta = prices.delta[prices.index(choice)]
             total = delta if total is None else total + delta
         return 0.0 if total is None else 0.5 * float((total.astype("float64") ** 2).sum())
 
-    def _parts(self, candidate: Candidate) -> Iterator[tuple[str, Prices, Choice]]:
+    def _parts(self, candidate: Candidate) -> Iterator[tuple[Prices, Choice]]:
         """Every decision with its prices and what the candidate decides."""
         for unit, prices in self.storage.items():
-            yield unit, prices, candidate[unit].storage()
+            yield prices, candidate[unit].storage()
         for unit, prices in self.execution.items():
-            yield unit, prices, candidate[unit].execution()
+            yield prices, candidate[unit].execution()
         for name, structure in self.structure.items():
-            unit, _, axis = name.rpartition(":")
-            yield unit, structure, candidate[unit].only(axis)
+            unit, axis = unit_and_axis(name)
+            yield structure, candidate[unit].only(axis)

@@ -39,6 +39,12 @@ class Unit:
         return list(dict.fromkeys(out))
 
 
+def unit_and_axis(parameter: str) -> tuple[str, str]:
+    """The two parts of a parameter's name "<unit>:<axis>"."""
+    unit, _, axis = parameter.rpartition(":")
+    return unit, axis
+
+
 class Rules(Protocol):
     """What is legal together; decided from shapes, before anything is computed."""
 

@@ -28,7 +28,7 @@ from autocomp.finish._fit import Problem
 from autocomp.finish._walk import GraphWalk, HookWalk, Walk, live_bytes
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import Grid
-from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
+from autocomp.transforms.patches import by_rows, channel_axis, weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.quantize import QuantizeWeights, column_importance, make_grid
 from autocomp.transforms.rate import rate_aware
@@ -152,17 +152,11 @@ def _encode(
         )
         return compress_layer(fitted, [choice])[0]
     grid = _grid(network, layer, config, values, problem.hessian, axis, step_factor)
-    groups, rows = wanted.shape[:2]
-
-    def by_row(numbers: Tensor) -> Tensor:
-        if axis == 0 and numbers.numel() > 1:
-            return numbers.reshape(groups, rows)
-        return numbers.expand(groups, rows)
-
+    scale, zero = (by_rows(numbers, wanted, axis) for numbers in (grid.scale, grid.zeros()))
     low, high = torch.tensor([[float(grid.low)]]), torch.tensor([[float(grid.high)]])
     mask = weight_rows(old.decode() != 0, layer.groups, axis) if sparse else None
     method = rate_aware if config.rounding == "rate" else compensated
-    symbols = method(wanted, hessian, by_row(grid.scale), by_row(grid.zeros()), low, high, mask=mask)
+    symbols = method(wanted, hessian, scale, zero, low, high, mask=mask)
     stored = grid.expanded(layer.weight_shape[axis]) if layer.name in network.folds else grid
     return QuantizedTensor(
         symbols=weight_from_rows(symbols, layer.weight_shape, axis).to(torch.int16),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,10 +81,7 @@ def _resize(target: nn.Module, edit: Resize) -> None:
             raise DataError(f"{edit.path or 'the model'} has no size {name!r}; pass the class the file was made from")
         setattr(target, name, value)
     for name, shape in edit.shapes.items():
-        count = 1
-        for n in shape:
-            count *= n
-        if count > MAX_ELEMENTS or min(shape, default=1) < 0:
+        if math.prod(shape) > MAX_ELEMENTS or min(shape, default=1) < 0:
             raise DataError(f"{edit.path}.{name} of shape {shape} is too large; the file is damaged, get it again")
         if isinstance(target._parameters.get(name), nn.Parameter):
             target._parameters[name] = nn.Parameter(torch.zeros(shape), requires_grad=False)
@@ -127,7 +126,7 @@ def edited(
         step = origins.get(name, Origin(layer=name))
         found[name] = _composed(variant.origins[step.layer], step)
     folds = {fold.layer: fold for fold in _folds(variant.network, network, origins)}
-    network = Network(**{**network.__dict__, "folds": folds, "skipped": variant.network.skipped})
+    network = replace(network, folds=folds, skipped=variant.network.skipped)
     return Variant(network=network, edits=(*variant.edits, *edits), origins=found, notes=variant.notes)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.prices import Prices, PriceTable
+from autocomp.core.space import unit_and_axis
 from autocomp.core.steps import FLOAT, Choice
 
 IntArray = NDArray[np.int64]
@@ -70,7 +71,7 @@ class Surrogate:
         for name, group in (("storage", prices.storage), ("execution", prices.execution)):
             tables += [((unit, name), p) for unit, p in group.items()]
         for name, structure in prices.structure.items():
-            unit, _, axis = name.rpartition(":")
+            unit, axis = unit_and_axis(name)
             tables.append(((unit, axis), structure))
         self.variables = [key for key, _ in tables]
         self.choices: list[tuple[Choice, ...]] = [p.choices for _, p in tables]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.prices import PriceTable, StructurePrices
+from autocomp.core.space import unit_and_axis
 from autocomp.core.steps import Choice
 
 UNCHANGED = Candidate({})
@@ -44,15 +46,14 @@ def structures(prices: PriceTable, *, count: int) -> list[Candidate]:
 
 def smallest_structure(prices: PriceTable) -> Candidate:
     """Every decision at the choice that leaves the fewest bytes of float32 weights."""
-    picks: dict[str, Choice] = {}
-    for name, decision in prices.structure.items():
-        unit = name.rpartition(":")[0]
-        left = np.zeros(len(decision.choices))
+
+    def left(decision: StructurePrices) -> np.ndarray:
+        total = np.zeros(len(decision.choices))
         for changed, shares in decision.shares.items():
-            left += float(prices.storage[changed].bytes.max()) * np.asarray(shares, dtype=np.float64)
-        chosen = decision.choices[int(left.argmin())]
-        picks[unit] = Choice((*picks.get(unit, Choice()).steps, *chosen.steps))
-    return Candidate(picks)
+            total += float(prices.storage[changed].bytes.max()) * np.asarray(shares, dtype=np.float64)
+        return total
+
+    return _each_at_its_least(prices, left)
 
 
 def saved_macs(prices: PriceTable, decision: StructurePrices) -> np.ndarray:
@@ -79,11 +80,17 @@ def _rates(prices: PriceTable, decision: StructurePrices) -> list[float]:
 
 def _at(prices: PriceTable, rate: float) -> Candidate:
     """Every decision at its minimum of KL - λ · MACs saved."""
+    return _each_at_its_least(
+        prices, lambda d: np.where(np.isfinite(d.kl), d.kl, np.inf) - rate * saved_macs(prices, d)
+    )
+
+
+def _each_at_its_least(prices: PriceTable, cost: Callable[[StructurePrices], np.ndarray]) -> Candidate:
+    """The candidate that takes, in every decision, the choice of least cost [choices]."""
     picks: dict[str, Choice] = {}
     for name, decision in prices.structure.items():
-        unit = name.rpartition(":")[0]
-        value = np.where(np.isfinite(decision.kl), decision.kl, np.inf) - rate * saved_macs(prices, decision)
-        chosen = decision.choices[int(value.argmin())]
+        unit, _ = unit_and_axis(name)
+        chosen = decision.choices[int(cost(decision).argmin())]
         picks[unit] = Choice((*picks.get(unit, Choice()).steps, *chosen.steps))
     return Candidate(picks)
 
@@ -107,7 +114,7 @@ def structure_moves(prices: PriceTable, base: Candidate) -> list[Candidate]:
     onward: list[tuple[float, Candidate]] = []
     back: list[tuple[float, Candidate]] = []
     for name, decision in prices.structure.items():
-        unit, _, axis = name.rpartition(":")
+        unit, axis = unit_and_axis(name)
         now = at[name]
         saved, loss = saved_macs(prices, decision), decision.kl
         for step in (now - 1, now + 1):
@@ -125,5 +132,5 @@ def structure_moves(prices: PriceTable, base: Candidate) -> list[Candidate]:
 
 def _place(decision: StructurePrices, name: str, candidate: Candidate) -> int:
     """Position of the choice that ``candidate`` makes in "<unit>:<axis>"; KeyError where it was never priced."""
-    unit, _, axis = name.rpartition(":")
+    unit, axis = unit_and_axis(name)
     return decision.index(candidate[unit].only(axis))

@@ -14,7 +14,7 @@ from autocomp.search.session import Session
 from autocomp.survey.hessians import Hessians
 from autocomp.transforms.low_rank import Factorise, factorise
 from autocomp.transforms.prune import PruneChannels, prune_channels
-from autocomp.transforms.recipe import Recipe
+from autocomp.transforms.recipe import recipe_of
 
 _Step = TypeVar("_Step", bound=StepConfig)
 
@@ -36,7 +36,7 @@ def make_variant(session: Session, structure: Candidate, hessians: Hessians) -> 
             pruned,
             coupling=session.coupling(),
             batches=session.calibration[:1],
-            multiple=recipe.multiple if isinstance(recipe := session.space.rules, Recipe) else 1,
+            multiple=recipe_of(session.space).multiple,
             seed=seed,
         )
     ranks = _by_layer(session, structure, "rank", Factorise)

@@ -242,8 +242,6 @@ def respaced_finalist(evaluator: Evaluator, chosen: Sequence[Row], limits: Limit
     """The best row with step sizes meant for the finished network; None without a budget, a finisher or steps."""
     if not chosen or limits.file_bytes is None or evaluator.session.settings.finish == "none":
         return None
-    if chosen[0].kl_search < NEGLIGIBLE_KL:
-        return None
     candidate = respaced(evaluator.survey.prices, Candidate.from_json(chosen[0].recipe), limits.file_bytes)
     return None if candidate is None else finish_row(evaluator, chosen[0], limits, candidate)
 

@@ -7,7 +7,7 @@ import dataclasses
 from autocomp.core.candidate import Candidate
 from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.row import Row
-from autocomp.evaluators.statistics import median_ci, ratio_ci
+from autocomp.evaluators.statistics import median_ci, median_ratio
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.limits import Limits
 
@@ -20,7 +20,7 @@ def latency_fields(timing: Measurement | None, engine_bytes: int | None) -> dict
     return {
         "latency_ms": timing.median_s() * 1e3,
         "latency_ms_ci95": (low * 1e3, high * 1e3),
-        "latency_ratio": ratio_ci(timing.samples_s, timing.reference_s)[0] if timing.reference_s else None,
+        "latency_ratio": median_ratio(timing.samples_s, timing.reference_s) if timing.reference_s else None,
         "latency_source": timing.source,
         "engine_bytes": engine_bytes,
     }

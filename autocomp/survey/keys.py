@@ -14,10 +14,10 @@ from autocomp.coding.tensors import encode_tensor
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
-from autocomp.core.space import SearchSpace, Unit
+from autocomp.core.space import SearchSpace, Unit, unit_and_axis
 from autocomp.core.workload import Workload
 from autocomp.survey.execution import execution_choices, int8_layers
-from autocomp.transforms.recipe import Recipe
+from autocomp.transforms.recipe import recipe_of
 
 FORMAT = 1  # of what is priced and how; another value prices everything anew
 
@@ -46,10 +46,9 @@ def unit_key(key: str, network: Network, unit: Unit) -> str:
 
 def structure_key(key: str, network: Network, space: SearchSpace, name: str) -> str:
     """Of the prices of one structural decision ("<unit>:<axis>")."""
-    unit, _, axis = name.rpartition(":")
+    unit, axis = unit_and_axis(name)
     options = [None if o is None else o.to_json() for o in space.units[unit].axes[axis]]
-    multiple = space.rules.multiple if isinstance(space.rules, Recipe) else 1
-    return _digest(key, "structure", space.units[unit].layers, axis, options, multiple)
+    return _digest(key, "structure", space.units[unit].layers, axis, options, recipe_of(space).multiple)
 
 
 def execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:

@@ -20,7 +20,7 @@ from autocomp.survey.database import Database, Entry, UnitFile
 from autocomp.survey.execution import execution_choices
 from autocomp.survey.kept import Kept
 from autocomp.survey.structure import structure_prices
-from autocomp.transforms.recipe import Recipe
+from autocomp.transforms.recipe import recipe_of
 
 INDEX = "survey.json"
 
@@ -105,12 +105,6 @@ def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:
                     }
                 )
     return rows
-
-
-def recipe_of(space: SearchSpace) -> Recipe:
-    """The rules of a space that changes structure."""
-    assert isinstance(space.rules, Recipe)
-    return space.rules
 
 
 # prices from files

@@ -12,7 +12,7 @@ from torch import Tensor
 from autocomp.core.candidate import Candidate
 from autocomp.core.network import Network
 from autocomp.core.prices import StructurePrices
-from autocomp.core.space import SearchSpace
+from autocomp.core.space import SearchSpace, unit_and_axis
 from autocomp.core.steps import FLOAT, STRUCTURE_AXES, Choice
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.capture import first_tensor
@@ -48,7 +48,7 @@ def structure_prices(
     """
     out = {}
     for name, choices in structure_choices(space).items():
-        unit = name.rpartition(":")[0]
+        unit, _ = unit_and_axis(name)
         measured = [entries[name][c.key()] for c in choices]
         usable = [i for i, e in enumerate(measured) if np.isfinite(e.kl)]
         kept = [recipe.shares(Candidate({unit: choices[i]})) for i in usable]

@@ -20,7 +20,7 @@ from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.progress import Progress, Silent
 from autocomp.core.run_folder import storage_errors, write_atomic
-from autocomp.core.space import SearchSpace
+from autocomp.core.space import SearchSpace, unit_and_axis
 from autocomp.core.steps import Choice
 from autocomp.core.workload import Workload
 from autocomp.errors import CorruptFileError, DataError
@@ -34,9 +34,10 @@ from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
 from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
 from autocomp.survey.pricing import Pricer
-from autocomp.survey.stored import INDEX, Survey, load_survey, recipe_of
+from autocomp.survey.stored import INDEX, Survey, load_survey
 from autocomp.survey.structure import StructurePricer, structure_choices
 from autocomp.transforms.calibrate import calibrate_activations
+from autocomp.transforms.recipe import recipe_of
 from autocomp.transforms.stitch import float_encodings
 
 
@@ -85,7 +86,7 @@ def survey(
     todo = [name for name, choices in missing.items() if choices]
     structural = structure_choices(space)
     structures = {n: cache / "survey" / f"{structure_key(key, network, space, n)}.unit" for n in structural}
-    unpriced = [n for n, file in structures.items() if _unreadable(file, structural[n])]
+    unpriced = [n for n, file in structures.items() if _missing(file, structural[n])]
     execution_done = not runs_int8 or _readable(activations) is not None
     total = len(files) + runs_int8 + len(structural)
     left = len(todo) + (runs_int8 and not execution_done) + len(unpriced)
@@ -188,7 +189,7 @@ def _price_structures(
     """Measure structural decisions; write each one's file when it is known."""
     for name, options in choices.items():
         begin = time.perf_counter()
-        entries = pricer.price(name.rpartition(":")[0], options)
+        entries = pricer.price(unit_and_axis(name)[0], options)
         write_unit(files[name], entries, time.perf_counter() - begin)
         progress.advance(unit=name)
 
@@ -226,12 +227,6 @@ def _overheads(
     return {"fixed_bytes": fixed - inside, "execution_bytes": shares}
 
 
-def _unreadable(path: Path, choices: Sequence[Choice]) -> bool:
-    """Whether the prices of these choices have to be measured."""
-    file = _readable(path)
-    return file is None or any(c.key() not in file for c in choices)
-
-
 def _readable(path: Path) -> UnitFile | None:
     """The file, or None where there is none or it is damaged (it is then made anew)."""
     try:
@@ -241,6 +236,6 @@ def _readable(path: Path) -> UnitFile | None:
 
 
 def _missing(path: Path, choices: Sequence[Choice]) -> list[Choice]:
-    """Storage choices of a unit that its file does not hold."""
+    """Choices that the file does not hold."""
     file = _readable(path)
     return [c for c in choices if file is None or c.key() not in file]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,12 +39,12 @@ def run_all(executor: Executor, jobs: list[Job]) -> list[Event]:
     return events
 
 
-class ExecutorContract:
+class ExecutorContract(ABC):
     """Inherit and implement :meth:`make`."""
 
+    @abstractmethod
     def make(self, factory: Factory) -> Executor:
         """The executor under test."""
-        raise NotImplementedError
 
     @contextmanager
     def running(self, factory: Factory) -> Iterator[Executor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import storable
-from autocomp.transforms.patches import weight_from_rows, weight_rows
+from autocomp.transforms.patches import by_rows, weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.weight_step import WeightStep, checked, kept_channels
 
@@ -20,17 +20,12 @@ TERNARY_THRESHOLD = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinarizeWeights(WeightStep):
-    """±α, α the mean magnitude (XNOR-Net, Rastegari et al. 2016); inputs stay as they are.
+class _OneMagnitude(WeightStep):
+    """Settings that binary and ternary weights share."""
 
-    Attributes:
-        granularity: α of each output "channel", or of the whole "tensor".
-        rounding: "nearest" (the sign), or "compensated" on the layer's inputs (Frantar et al. 2022).
-    """
-
-    kind: ClassVar[str] = "binarize_weights"
     makes_integers: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = True
+    short: ClassVar[str] = ""
 
     granularity: str = "channel"
     rounding: str = "compensated"
@@ -40,7 +35,21 @@ class BinarizeWeights(WeightStep):
         self._one_of("rounding", "nearest", "compensated")
 
     def label(self) -> str:
-        return "bin" + ("" if self.granularity == "channel" else "t") + ("" if self.rounding == "compensated" else "n")
+        t, n = "" if self.granularity == "channel" else "t", "" if self.rounding == "compensated" else "n"
+        return f"{self.short}{t}{n}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinarizeWeights(_OneMagnitude):
+    """±α, α the mean magnitude (XNOR-Net, Rastegari et al. 2016); inputs stay as they are.
+
+    Attributes:
+        granularity: α of each output "channel", or of the whole "tensor".
+        rounding: "nearest" (the sign), or "compensated" on the layer's inputs (Frantar et al. 2022).
+    """
+
+    kind: ClassVar[str] = "binarize_weights"
+    short: ClassVar[str] = "bin"
 
     def encode(self, problem: LayerProblem) -> QuantizedTensor:
         clean = checked(problem, self)
@@ -56,7 +65,7 @@ class BinarizeWeights(WeightStep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TernarizeWeights(WeightStep):
+class TernarizeWeights(_OneMagnitude):
     """−α, 0 and α: zero below 0.7 of the mean magnitude, α the mean of the others (TWN, Li et al. 2016).
 
     Attributes:
@@ -65,18 +74,7 @@ class TernarizeWeights(WeightStep):
     """
 
     kind: ClassVar[str] = "ternarize_weights"
-    makes_integers: ClassVar[bool] = True
-    keeps_zeros: ClassVar[bool] = True
-
-    granularity: str = "channel"
-    rounding: str = "compensated"
-
-    def __post_init__(self) -> None:
-        self._one_of("granularity", "channel", "tensor")
-        self._one_of("rounding", "nearest", "compensated")
-
-    def label(self) -> str:
-        return "ter" + ("" if self.granularity == "channel" else "t") + ("" if self.rounding == "compensated" else "n")
+    short: ClassVar[str] = "ter"
 
     def encode(self, problem: LayerProblem) -> QuantizedTensor:
         clean = checked(problem, self)
@@ -101,8 +99,7 @@ def _mean_magnitude(channels: Tensor, among: Tensor, granularity: str, *, exact:
 def _on_grid(problem: LayerProblem, hessian: Hessian, scale: Tensor, *, zero: float, low: float, high: float) -> Tensor:
     """Compensated symbols, the shape of the weight; masked weights at ``zero``."""
     rows = weight_rows(problem.weight, hessian.groups, problem.axis)
-    count = rows.shape[:2]
-    by_row = scale.reshape(count) if problem.axis == 0 and scale.numel() > 1 else scale.expand(count)
+    by_row = by_rows(scale, rows, problem.axis)
     one = torch.ones(1, 1)
     mask = None if problem.mask is None else weight_rows(problem.mask, hessian.groups, problem.axis)
     symbols = compensated(rows, hessian, by_row, zero * one, low * one, high * one, mask=mask)

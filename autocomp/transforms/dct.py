@@ -13,7 +13,7 @@ from autocomp.core.network import Layer
 from autocomp.errors import UnsupportedError
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import step_grid
-from autocomp.transforms.patches import weight_from_rows, weight_rows
+from autocomp.transforms.patches import by_rows, weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.weight_step import WeightStep, checked
 
@@ -64,8 +64,7 @@ class DctKernels(WeightStep):
             symbols = changed.shaped(grid.nearest(channels))
         else:
             rows = weight_rows(changed.weight, hessian.groups, axis)
-            count = rows.shape[:2]
-            by_row = grid.scale.reshape(count) if axis == 0 and grid.scale.numel() > 1 else grid.scale.expand(count)
+            by_row = by_rows(grid.scale, rows, axis)
             limit = torch.full((1, 1), float(grid.high))
             rounded = compensated(rows, hessian, by_row, torch.zeros(1, 1), -limit, limit)
             symbols = weight_from_rows(rounded, shape, axis)

@@ -49,6 +49,12 @@ def weight_from_rows(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     return grouped.transpose(1, 2).reshape(tuple(shape))
 
 
+def by_rows(numbers: Tensor, rows: Tensor, axis: int) -> Tensor:
+    """Numbers of a tensor's grid, [channels] or [1], as [groups, rows] of ``rows`` from :func:`weight_rows`."""
+    count = rows.shape[:2]
+    return numbers.reshape(count) if axis == 0 and numbers.numel() > 1 else numbers.expand(count)
+
+
 def output_rows(module: nn.Module, outputs: Tensor, positions: Tensor | None = None) -> Tensor:
     """A layer's outputs [N, ...] as [groups, rows, N * positions], aligned with :meth:`Patches.rows`."""
     if isinstance(module, nn.Linear):

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from autocomp.core.encodings import FloatTensor, QuantizedTensor
-from autocomp.core.network import Network
 from autocomp.core.steps import StepConfig
 from autocomp.errors import ConfigError, DataError
 from autocomp.transforms.compensate import Hessian, compensated
 from autocomp.transforms.grids import Grid, bits_grid, step_grid
-from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
+from autocomp.transforms.patches import by_rows, weight_from_rows, weight_rows
 from autocomp.transforms.rate import rate_aware
 
 ROUNDINGS = ("nearest", "compensated", "rate")
@@ -109,35 +108,6 @@ class QuantizeActivations(StepConfig):
 
     def label(self) -> str:
         return "int8"
-
-
-def quantize_layer(
-    network: Network, name: str, configs: Sequence[QuantizeWeights], *, hessian: Hessian | None = None
-) -> list[QuantizedTensor | FloatTensor]:
-    """A layer's weight on each of ``configs``: :func:`quantize_many` with what the network knows of the layer.
-
-    Layers with a folded BatchNorm store one scale a channel even on per-tensor grids, because restoring
-    their statistics gives every channel its own gain; so the bytes are known here and do not change later.
-
-    Args:
-        network: folded network.
-        name: a key of ``network.layers``.
-        configs: what to make.
-        hessian: of the layer's inputs; None rounds to nearest throughout.
-    """
-    layer = network.layers[name]
-    module = network.module.get_submodule(name)
-    weight = network.module.get_parameter(layer.weight)
-    try:
-        return quantize_many(
-            weight,
-            configs,
-            hessian=hessian,
-            axis=channel_axis(module),
-            channel_scales=name in network.folds,
-        )
-    except DataError as error:
-        raise DataError(f"layer {name}: {error}") from None
 
 
 def quantize_weight(
@@ -246,15 +216,8 @@ def _rounded(
     """Symbols of ``weight`` for each grid by ``method``; several grids are stacked as rows of one problem."""
     rows = weight_rows(weight, hessian.groups, axis)
     groups, count = rows.shape[:2]
-
-    def by_row(values: Tensor) -> Tensor:
-        """[channels] or [1] as [groups, rows]."""
-        if axis == 0 and values.numel() > 1:
-            return values.reshape(groups, count)
-        return values.expand(groups, count)
-
-    scale = torch.cat([by_row(g.scale) for g in grids], dim=1)
-    zero = torch.cat([by_row(g.zeros()) for g in grids], dim=1)
+    scale = torch.cat([by_rows(g.scale, rows, axis) for g in grids], dim=1)
+    zero = torch.cat([by_rows(g.zeros(), rows, axis) for g in grids], dim=1)
     low = torch.cat([torch.full((groups, count), float(g.low)) for g in grids], dim=1)
     high = torch.cat([torch.full((groups, count), float(g.high)) for g in grids], dim=1)
     kept = None if mask is None else weight_rows(mask, hessian.groups, axis).repeat(1, len(grids), 1)

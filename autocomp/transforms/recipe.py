@@ -14,6 +14,7 @@ from typing import Any
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.network import Layer, Network
+from autocomp.core.space import SearchSpace
 from autocomp.core.steps import Choice
 from autocomp.graph.coupling import ChannelGroup, Coupling
 from autocomp.transforms.low_rank import Factorise, factor_specs, legal_factorise
@@ -177,3 +178,9 @@ class Recipe:
             if after != before:
                 out[unit] = after / before
         return out
+
+
+def recipe_of(space: SearchSpace) -> Recipe:
+    """The rules of a space that changes structure."""
+    assert isinstance(space.rules, Recipe)
+    return space.rules

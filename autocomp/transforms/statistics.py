@@ -174,7 +174,7 @@ class _LayerSite:
         """New weight, new bias and the gain that the stored scales really make, [channels]."""
         weight, gain = self._weight, torch.ones_like(mean)
         if self._std is not None:
-            weight, gain = _with_gain(weight, _gain(self._std, variance.sqrt()), _weight_axis(self._layer))
+            weight, gain = _with_gain(weight, _gain(self._std, variance.sqrt()), self._layer.channel_axis)
         bias = self._mean - gain * (mean - self._bias.decode())
         half = self._bias.width == 16
         return weight, FloatTensor.half(bias) if half else FloatTensor(values=bias), gain
@@ -281,10 +281,6 @@ def _unfolded_norms(module: nn.Module) -> dict[str, nn.Module]:
 
 def _output_axis(layer: Layer) -> int:
     return -1 if layer.kind == "linear" else 1
-
-
-def _weight_axis(layer: Layer) -> int:
-    return layer.channel_axis
 
 
 def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:

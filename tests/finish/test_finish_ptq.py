@@ -26,7 +26,7 @@ from autocomp.transforms.dct import DctKernels
 from autocomp.transforms.observe import decoded_module
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
-from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
+from autocomp.transforms.quantize import QuantizeWeights
 from autocomp.transforms.share import ClusterWeights
 from autocomp.transforms.sparsify import Sparsify
 from autocomp.transforms.statistics import restore_statistics
@@ -87,7 +87,7 @@ def candidate_of(network: Network, config: QuantizeWeights | None, *but: str) ->
     def lookup(unit: str, choice: Choice) -> dict[str, Encoding]:
         step = choice.get("weights")
         assert isinstance(step, QuantizeWeights)
-        return {network.layers[unit].weight: quantize_layer(network, unit, [step])[0]}
+        return {network.layers[unit].weight: compress_layer(LayerProblem.of(network, unit), [Choice((step,))])[0]}
 
     choices = {} if config is None else {n: Choice((config,)) for n in names}
     return stitch(network, Candidate(choices), lookup)

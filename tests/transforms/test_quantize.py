@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autocomp.core.encodings import FloatTensor, QuantizedTensor, round_half
-from autocomp.core.steps import StepConfig
+from autocomp.core.steps import Choice, StepConfig
 from autocomp.errors import ConfigError, DataError
 from autocomp.graph.trace import build_network
 from autocomp.transforms.compensate import Hessian
-from autocomp.transforms.quantize import QuantizeWeights, quantize_layer, quantize_many, quantize_weight
+from autocomp.transforms.problem import LayerProblem
+from autocomp.transforms.quantize import QuantizeWeights, quantize_many, quantize_weight
+from autocomp.transforms.weights import compress_layer
 
 SETTINGS = [
     QuantizeWeights(bits=b, granularity=g, symmetric=s, scale=c, rounding="nearest")
@@ -214,7 +216,7 @@ def test_layers_with_a_fold_store_channel_scales() -> None:
     config = QuantizeWeights(step=0.5, granularity="tensor")
     shapes = {}
     for name in network.layers:
-        encoding = quantize_layer(network, name, [config])[0]
+        encoding = compress_layer(LayerProblem.of(network, name), [Choice((config,))])[0]
         assert isinstance(encoding, QuantizedTensor)
         shapes[name] = tuple(encoding.scale.shape)
     assert shapes == {"0": (5,), "4": (1,)}

@@ -20,11 +20,12 @@ from autocomp.transforms.hashing import HashWeights
 from autocomp.transforms.nonuniform import PowerOfTwo
 from autocomp.transforms.observe import decoded_module, moments
 from autocomp.transforms.problem import LayerProblem
-from autocomp.transforms.quantize import QuantizeWeights, quantize_layer
+from autocomp.transforms.quantize import QuantizeWeights
 from autocomp.transforms.share import ClusterWeights, VectorQuantize
 from autocomp.transforms.statistics import FloatStatistics, restore_layer, restore_statistics
 from autocomp.transforms.stitch import stitch
 from autocomp.transforms.weight_step import WeightStep
+from autocomp.transforms.weights import compress_layer
 
 
 class Small(nn.Module):
@@ -64,7 +65,7 @@ def network(images: Tensor) -> Network:
 
 def rounded(network: Network, config: QuantizeWeights) -> CompressedModel:
     def lookup(unit: str, choice: Choice) -> dict[str, Encoding]:
-        return {network.layers[unit].weight: quantize_layer(network, unit, [config])[0]}
+        return {network.layers[unit].weight: compress_layer(LayerProblem.of(network, unit), [Choice((config,))])[0]}
 
     return stitch(network, Candidate({name: Choice((config,)) for name in network.layers}), lookup)
 

@@ -11,8 +11,10 @@ from autocomp.core.encodings import Encoding, FloatTensor
 from autocomp.core.network import Network
 from autocomp.core.steps import Choice
 from autocomp.graph.trace import build_network
-from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights, quantize_layer
+from autocomp.transforms.problem import LayerProblem
+from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 from autocomp.transforms.stitch import float_encodings, stitch
+from autocomp.transforms.weights import compress_layer
 
 
 class Odd(nn.Module):
@@ -66,7 +68,7 @@ def test_chosen_layers_come_from_the_lookup(network: Network) -> None:
     four = QuantizeWeights(bits=4)
     candidate = Candidate({"body": Choice((four, QuantizeActivations())), "head": Choice((QuantizeActivations(),))})
     asked: list[tuple[str, str]] = []
-    made = quantize_layer(network, "body", [four])[0]
+    made = compress_layer(LayerProblem.of(network, "body"), [Choice((four,))])[0]
 
     def lookup(unit: str, choice: Choice) -> dict[str, Encoding]:
         asked.append((unit, choice.label()))

@@ -20,6 +20,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.core.candidate import Candidate
+from autocomp.core.space import unit_and_axis
 from autocomp.core.steps import STRUCTURE_AXES
 from autocomp.errors import InfeasibleError
 from autocomp.planner.neighbours import propose
@@ -73,6 +74,16 @@ class _Rows:
         _, first = np.unique(plane, axis=0, return_index=True)
         on_front = first[pareto_mask(plane[first])]
         return list(on_front[np.argsort(plane[on_front, 1], kind="stable")])
+
+
+def _greedy(rng: np.random.Generator, count: int) -> int:
+    """An index below ``count``: 0 with the chance :data:`_GREED`, else the next, ... (geometric)."""
+    return min(int(rng.geometric(_GREED)) - 1, count - 1)
+
+
+def _execution(candidate: Candidate) -> str:
+    """How solutions beside ``candidate`` are to be executed."""
+    return "int8" if any(c.get("activations") is not None for c in candidate.values()) else "float32"
 
 
 class HybridSampler:
@@ -142,7 +153,7 @@ class HybridSampler:
     ) -> Candidate | None:
         """A neighbour, inside the budget, of one of the best rows."""
         order = rows.best_first()
-        start = min(int(rng.geometric(_GREED)) - 1, len(order) - 1)
+        start = _greedy(rng, len(order))
         for index in (order[start:] + order[:start])[:_BASES]:
             changed = bool(len(rows.candidates[index].structure()))
             found = self._neighbour(rows, index, self._predicted_budget(rows, changed), tried, rng)
@@ -158,15 +169,13 @@ class HybridSampler:
         if prices is None or not prices.structure:
             return None
         order = rows.best_first()
-        base = rows.known[order[min(int(rng.geometric(_GREED)) - 1, len(order) - 1)]]
+        base = rows.known[order[_greedy(rng, len(order))]]
         budget = self._predicted_budget(rows, True) or base.file_bytes
-        runs_int8 = any(c.get("activations") is not None for c in base.candidate.values())
         moves = [m for m in structure_moves(prices, base.candidate) if m in space]
         while moves and math.isfinite(budget):
-            structure = moves.pop(min(int(rng.geometric(_GREED)) - 1, len(moves) - 1))
+            structure = moves.pop(_greedy(rng, len(moves)))
             try:
-                execution = "int8" if runs_int8 else "float32"
-                found = solve(prices, int(budget), execution=execution, structure=structure).candidate
+                found = solve(prices, int(budget), execution=_execution(base.candidate), structure=structure).candidate
             except InfeasibleError:
                 continue
             if found.id not in tried and found in space:
@@ -182,11 +191,9 @@ class HybridSampler:
         if prices is not None and len(front) > 1:
             gap = int(np.argmax(np.diff(np.log(np.maximum(sizes, 1.0)))))
             middle = int(np.sqrt(sizes[gap] * sizes[gap + 1]))
-            runs_int8 = any(c.get("activations") is not None for c in rows.candidates[front[gap]].values())
+            base = rows.candidates[front[gap]]
             try:
-                execution = "int8" if runs_int8 else "float32"
-                structure = rows.candidates[front[gap]]
-                found = solve(prices, middle, execution=execution, structure=structure).candidate
+                found = solve(prices, middle, execution=_execution(base), structure=base).candidate
             except InfeasibleError:
                 found = None
             if found is not None and found.id not in tried and found in self._context.space:
@@ -202,7 +209,7 @@ class HybridSampler:
         if rows.candidates:
             base = space.encode(rows.candidates[rows.best_first()[0]])
             # a structure costs seconds to realise and is not changed in many places at once
-            reach = {name: 0 if name.rpartition(":")[2] in STRUCTURE_AXES else 1 for name in params}
+            reach = {name: 0 if unit_and_axis(name)[1] in STRUCTURE_AXES else 1 for name in params}
             params = {n: min(max(value, base[n] - reach[n]), base[n] + reach[n]) for n, value in params.items()}
         return space.decode(params)
 
