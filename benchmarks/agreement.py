@@ -41,9 +41,7 @@ def engine_agreement(evaluator: Evaluator, row: object) -> dict[str, object]:
     session = evaluator.session
     compressed = read_row(row)  # type: ignore[arg-type]
     simulation = run_split(evaluator.simulated(compressed), session.workload.test).outputs
-    engine = session.target.runtime.build(
-        evaluator.onnx(compressed), session.target.profile, session.workload.example(1).numpy()
-    )
+    engine = session.target.engine(evaluator.onnx(compressed), session.workload.example(1).numpy())
     outputs = torch.cat(
         [torch.from_numpy(np.array(engine.run(x.numpy()))) for x, _ in session.workload.test.batches(64)]
     )

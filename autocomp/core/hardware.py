@@ -57,13 +57,28 @@ class HardwareProfile:
     path: Path | None = None
 
 
-class Engine(Protocol):
-    """A built network on a device."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A compiled network: what the runtime would ship, and what it does to each layer. Needs no device.
+
+    Attributes:
+        data: the compiled network, as :meth:`Runtime.load` takes it.
+        layers: weight name (node name where it has none) → precision that the layer really runs in.
+        details: JSON values that the builder tells (kernels, seconds, memory, inspector).
+    """
+
+    data: bytes
+    layers: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def engine_bytes(self) -> int:
         """Size of what the runtime would ship."""
-        ...
+        return len(self.data)
+
+
+class Engine(Protocol):
+    """A plan on its device."""
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """Outputs for float32 inputs [n, ...]; n is the batch size it was built for, or any where dynamic."""
@@ -84,15 +99,23 @@ class Runtime(Protocol):
     name: str
 
     def missing(self) -> str | None:
-        """None when usable here; else what is missing and the command that installs it."""
+        """None where plans can be built; else what is missing and the command that installs it."""
+        ...
+
+    def no_device(self, profile: HardwareProfile) -> str | None:
+        """None where plans run and are timed here; else what is not there and what to do."""
         ...
 
     def versions(self) -> dict[str, str]:
         """Versions that decide what is built and how fast it runs."""
         ...
 
-    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Engine:
+    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Plan:
         """Compile an ONNX model; raises ``UnsupportedError`` or ``RetryableError`` with the node's name."""
+        ...
+
+    def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
+        """Bring a plan onto its device; ``example`` is the input it will be timed with."""
         ...
 
 
@@ -102,3 +125,15 @@ class Target:
 
     profile: HardwareProfile
     runtime: Runtime
+
+    def cannot_build(self) -> str | None:
+        """Why nothing can be compiled for this target here; None where it can."""
+        return self.runtime.missing()
+
+    def cannot_measure(self) -> str | None:
+        """Why latencies for this target are predicted and not measured here; None where they are measured."""
+        return self.runtime.missing() or self.runtime.no_device(self.profile)
+
+    def engine(self, onnx_model: bytes, example: np.ndarray) -> Engine:
+        """Built and loaded in one."""
+        return self.runtime.load(self.runtime.build(onnx_model, self.profile, example), self.profile, example)

@@ -22,11 +22,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import autocomp
 from autocomp import environment
-from autocomp.core.hardware import Engine, Target
+from autocomp.core.hardware import Engine, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.run_folder import storage_errors, write_atomic
 from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CACHE_VERSION = 1
-
-
-@runtime_checkable
-class ExplainsLayers(Protocol):
-    """A runtime that can tell what precision each layer of an engine really runs in."""
-
-    def layer_precisions(self, engine: Engine) -> dict[str, str]:
-        """Weight name → "int8", "float32", ..."""
-        ...
 
 
 class LatencyMeter:
@@ -126,7 +117,8 @@ class LatencyMeter:
             return known
         path = self._path("measurement", key, example, reference_key)
         with ExitStack() as stack:
-            engine = self._build(model(), example)
+            plan = self._build(model(), example)
+            engine = self._load(plan, example)
             stack.callback(engine.close)
             beside = self._reference(reference, example, reference_key)
             stack.enter_context(lease(self._device()))
@@ -135,21 +127,24 @@ class LatencyMeter:
                 if known is not None:
                     return known
             best_path = self._path("reference", "", example, reference_key)
-            measurement = self._time(engine, beside, example, best_path)
+            measurement = self._time(engine, beside, example, plan, best_path)
             plain = measurement.to_json()
-            _write_json(path, {"key": key, "measurement": plain, "engine_bytes": engine.engine_bytes})
-            return Measurement.from_json(plain), engine.engine_bytes
+            _write_json(path, {"key": key, "measurement": plain, "engine_bytes": plan.engine_bytes})
+            return Measurement.from_json(plain), plan.engine_bytes
 
-    def _build(self, model: bytes, example: np.ndarray) -> Engine:
+    def _build(self, model: bytes, example: np.ndarray) -> Plan:
         return self.target.runtime.build(model, self.target.profile, example)
+
+    def _load(self, plan: Plan, example: np.ndarray) -> Engine:
+        return self.target.runtime.load(plan, self.target.profile, example)
 
     def _reference(self, make: Callable[[], bytes], example: np.ndarray, reference_key: str) -> Engine:
         name = f"{reference_key}:{example.shape}"
         if name not in self._references:
-            self._references[name] = self._build(make(), example)
+            self._references[name] = self._load(self._build(make(), example), example)
         return self._references[name]
 
-    def _time(self, engine: Engine, beside: Engine, example: np.ndarray, best_path: Path) -> Measurement:
+    def _time(self, engine: Engine, beside: Engine, example: np.ndarray, plan: Plan, best_path: Path) -> Measurement:
         """Up to ``attempts`` measurements; the one with the fastest reference is kept."""
         found = (_read_json(best_path) or {}).get("median_s")
         best = found if isinstance(found, float) else None
@@ -163,7 +158,7 @@ class LatencyMeter:
         if best is None or median_s < best:
             _write_json(best_path, {"median_s": median_s})
         conditions = {
-            **self._conditions(engine, example),
+            **self._conditions(plan, example),
             **chosen.conditions,
             "attempts": len(tries),
             "reference_median_s": median_s,
@@ -201,7 +196,7 @@ class LatencyMeter:
             taken.append(engine.time_once_s())
         return statistics.median(taken[len(taken) // 2 :])
 
-    def _conditions(self, engine: Engine, example: np.ndarray) -> dict[str, Any]:
+    def _conditions(self, plan: Plan, example: np.ndarray) -> dict[str, Any]:
         runtime, profile = self.target.runtime, self.target.profile
         return {
             "autocomp": autocomp.__version__,
@@ -215,7 +210,7 @@ class LatencyMeter:
             "batch_size": int(example.shape[0]),
             "input_shape": [int(n) for n in example.shape[1:]],
             "recipe": dataclasses.asdict(self.recipe),
-            "layer_precisions": runtime.layer_precisions(engine) if isinstance(runtime, ExplainsLayers) else {},
+            "layer_precisions": dict(plan.layers),
         }
 
     def _device(self) -> str:

@@ -1,7 +1,7 @@
 """ONNX Runtime on this machine's CPU.
 
 Q/DQ models run as integer kernels where the graph optimiser recognises the pattern; which layers
-did is read back from the optimised graph (:meth:`OnnxRuntime.layer_precisions`), never assumed.
+did is read back from the optimised graph, never assumed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocomp.core.hardware import Engine, HardwareProfile
+from autocomp.core.hardware import Engine, HardwareProfile, Plan
 from autocomp.environment import cpu
 from autocomp.errors import UnsupportedError
 
@@ -47,18 +47,12 @@ class OnnxRuntimeEngine:
     Args:
         session: onnxruntime.InferenceSession with one input.
         example: [n, ...], the input that is timed; brought to the type of the model's input.
-        engine_bytes: size of the optimised model.
-        layer_precisions: weight name → "int8" or "float32".
     """
 
-    def __init__(
-        self, session: Any, example: np.ndarray, *, engine_bytes: int, layer_precisions: dict[str, str]
-    ) -> None:
+    def __init__(self, session: Any, example: np.ndarray) -> None:
         import numpy as np
         import onnxruntime as ort
 
-        self.layer_precisions = layer_precisions
-        self._engine_bytes = engine_bytes
         self._session: Any = session
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
         self._type = _NUMPY_TYPES.get(session.get_inputs()[0].type, "float32")
@@ -69,11 +63,6 @@ class OnnxRuntimeEngine:
         self._binding.bind_ortvalue_output(
             self._output, ort.OrtValue.ortvalue_from_shape_and_type(list(first.shape), first.dtype)
         )
-
-    @property
-    def engine_bytes(self) -> int:
-        """Bytes of the model as ONNX Runtime optimised it for this CPU, int8 weights as int8."""
-        return self._engine_bytes
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """First output [n, ...] for inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
@@ -112,6 +101,10 @@ class OnnxRuntime:
         wanted = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
         return f"{' and '.join(wanted)} not installed; pip install {' '.join(wanted)}" if wanted else None
 
+    def no_device(self, profile: HardwareProfile) -> str | None:
+        """None: this CPU is the device."""
+        return None
+
     def versions(self) -> dict[str, str]:
         """Version, and the CPU with the instructions its integer kernels use."""
         import onnxruntime as ort
@@ -122,13 +115,16 @@ class OnnxRuntime:
             "int8_instructions": int8_instructions(cpu()["flags"]),
         }
 
-    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Engine:
-        """Optimise and load a model with one input, float32 or token ids.
+    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Plan:
+        """Optimise a model with one input, float32 or token ids, for this CPU.
 
         Args:
             onnx_model: serialised ONNX; int8 layers as explicit QuantizeLinear / DequantizeLinear.
             profile: its ``options`` are :data:`OPTIONS`.
             example: [n, ...], the input the engine is timed with.
+
+        Returns:
+            The optimised ONNX model, int8 weights as int8.
 
         Raises:
             UnsupportedError: ONNX Runtime refuses the model; with the node's name where it tells.
@@ -147,23 +143,30 @@ class OnnxRuntime:
             try:
                 session = ort.InferenceSession(
                     prepared,
-                    _session_options(profile, optimised),
+                    _session_options(profile, optimised=optimised),
                     providers=["CPUExecutionProvider"],
                     disabled_optimizers=_DISABLED_OPTIMIZERS,
                 )
             except raised() as error:
                 raise UnsupportedError(_explain("cannot build the model", error)) from error
-            engine_bytes = optimised.stat().st_size
-            precisions = graphs.layer_precisions(source, graphs.load(optimised.read_bytes()))
+            data = optimised.read_bytes()
         inputs = session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(i.name for i in inputs)
             raise UnsupportedError(f"onnxruntime: the model has {len(inputs)} inputs ({names}); engines take one")
-        return OnnxRuntimeEngine(session, example, engine_bytes=engine_bytes, layer_precisions=precisions)
+        return Plan(data=data, layers=graphs.layer_precisions(source, graphs.load(data)))
 
-    def layer_precisions(self, engine: Engine) -> dict[str, str]:
-        """Weight name (node name where it has none) → "int8" or "float32": what the engine really runs."""
-        return dict(engine.layer_precisions) if isinstance(engine, OnnxRuntimeEngine) else {}
+    def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
+        """A session on the optimised model, which is not optimised again."""
+        import onnxruntime as ort
+
+        try:
+            session = ort.InferenceSession(
+                plan.data, _session_options(profile, level="disabled"), providers=["CPUExecutionProvider"]
+            )
+        except raised() as error:
+            raise UnsupportedError(_explain("cannot load the plan", error)) from error
+        return OnnxRuntimeEngine(session, example)
 
 
 def runtime() -> OnnxRuntime:
@@ -192,7 +195,7 @@ def int8_instructions(flags: frozenset[str]) -> str:
     return "none known"
 
 
-def _session_options(profile: HardwareProfile, optimised: Path) -> Any:
+def _session_options(profile: HardwareProfile, level: str | None = None, optimised: Path | None = None) -> Any:
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
@@ -201,11 +204,12 @@ def _session_options(profile: HardwareProfile, optimised: Path) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = int(profile.options.get("intra_op_num_threads", 0))
     options.graph_optimization_level = getattr(
-        ort.GraphOptimizationLevel, _LEVELS[profile.options.get("graph_optimization", "all")]
+        ort.GraphOptimizationLevel, _LEVELS[level or profile.options.get("graph_optimization", "all")]
     )
     if "allow_spinning" in profile.options:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(profile.options["allow_spinning"])))
-    options.optimized_model_filepath = str(optimised)
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     return options
 
 

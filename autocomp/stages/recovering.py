@@ -189,7 +189,7 @@ def engine_notes(evaluator: Evaluator, compressed: CompressedModel, simulated_sc
     session = evaluator.session
     profile = session.target.profile
     example = session.workload.example(1).numpy()
-    engine = session.target.runtime.build(evaluator.onnx(compressed), profile, example)
+    engine = session.target.engine(evaluator.onnx(compressed), example)
     try:
         outputs, targets = [], []
         for inputs, labels in session.workload.test.batches(64):

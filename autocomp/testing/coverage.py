@@ -353,7 +353,7 @@ class _Checker:
     def _compare(self, compressed: CompressedModel, outputs: Tensor) -> None:
         session = self.evaluator.session
         model, target = self.evaluator.onnx(compressed), session.target
-        engine = target.runtime.build(model, target.profile, session.workload.example().numpy())
+        engine = target.engine(model, session.workload.example().numpy())
         try:
             found = torch.from_numpy(engine.run(self.inputs.numpy()))
         finally:

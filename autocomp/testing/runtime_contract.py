@@ -50,7 +50,7 @@ class RuntimeContract:
 
     @pytest.fixture
     def engine(self, target: Target) -> Iterator[Engine]:
-        built = target.runtime.build(FLOAT32.onnx_bytes(), target.profile, FLOAT32.inputs())
+        built = target.engine(FLOAT32.onnx_bytes(), FLOAT32.inputs())
         yield built
         built.close()
 
@@ -75,7 +75,7 @@ class RuntimeContract:
         if not any("int8" in p for p in target.profile.precisions.values()):
             pytest.skip(f"{self.profile_name} runs no layer in int8")
         inputs = INT8.inputs(8)
-        engine = target.runtime.build(INT8.onnx_bytes(), target.profile, inputs)
+        engine = target.engine(INT8.onnx_bytes(), inputs)
         try:
             outputs = engine.run(inputs)
         finally:
@@ -89,7 +89,7 @@ class RuntimeContract:
 
     def test_batch_of_the_example(self, target: Target) -> None:
         inputs = FLOAT32.inputs(3)
-        engine = target.runtime.build(FLOAT32.onnx_bytes(), target.profile, inputs)
+        engine = target.engine(FLOAT32.onnx_bytes(), inputs)
         try:
             outputs = engine.run(inputs)
             assert engine.time_once_s() > 0
@@ -108,9 +108,12 @@ class RuntimeContract:
         engine.time_once_s()
         np.testing.assert_array_equal(before, engine.run(inputs))
 
-    def test_engine_bytes(self, engine: Engine) -> None:
-        assert isinstance(engine.engine_bytes, int)
-        assert engine.engine_bytes > 0
+    def test_plan_tells_what_runs(self, target: Target) -> None:
+        plan = target.runtime.build(INT8.onnx_bytes(), target.profile, INT8.inputs())
+        assert plan.engine_bytes == len(plan.data) > 0
+        assert set(plan.layers) == {"conv1.weight", "conv2.weight", "fc.weight"}
+        able = any("int8" in p for p in target.profile.precisions.values())
+        assert set(plan.layers.values()) == {"int8" if able else "float32"}
 
     @pytest.mark.parametrize(
         "model", [b"", b"not a model" * 20, FLOAT32.onnx_bytes()[:700]], ids=["empty", "text", "torn"]
@@ -125,6 +128,6 @@ class RuntimeContract:
             engine.run(np.zeros((1, 3, 5, 7), np.float32))
 
     def test_close_twice(self, target: Target) -> None:
-        engine = target.runtime.build(FLOAT32.onnx_bytes(), target.profile, FLOAT32.inputs())
+        engine = target.engine(FLOAT32.onnx_bytes(), FLOAT32.inputs())
         engine.close()
         engine.close()

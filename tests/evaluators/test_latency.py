@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocomp.core.hardware import Engine, HardwareProfile, Target
+from autocomp.core.hardware import Engine, HardwareProfile, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.errors import StorageError, UnsupportedError
 from autocomp.evaluators._timing import lease
@@ -37,8 +37,6 @@ def meter(target: Target, tmp_path: Path) -> Iterator[LatencyMeter]:
 
 class Script(Engine):
     """An engine that takes exactly the seconds it is told, one after another, the last for ever."""
-
-    engine_bytes = 100
 
     def __init__(self, name: str, seconds: list[float], log: list[str]) -> None:
         self.name, self.seconds, self.log, self.closed = name, seconds, log, False
@@ -68,8 +66,14 @@ class Scripted:
     def versions(self) -> dict[str, str]:
         return {"scripted": "1", "device": f"script {id(self)}"}
 
-    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Engine:
-        self.engines.append(Script(onnx_model.decode(), list(self.scripts[onnx_model]), self.log))
+    def no_device(self, profile: HardwareProfile) -> str | None:
+        return None
+
+    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Plan:
+        return Plan(data=onnx_model)
+
+    def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
+        self.engines.append(Script(plan.data.decode(), list(self.scripts[plan.data]), self.log))
         return self.engines[-1]
 
 
@@ -169,7 +173,7 @@ def test_reference_is_interleaved(tmp_path: Path) -> None:
     assert len(set(pairs[::2])) == 2, "and in no fixed rhythm"
     assert measurement.samples_s == (1e-3,) * 30
     assert measurement.reference_s == (2e-3,) * 30
-    assert engine_bytes == 100
+    assert engine_bytes == len(b"a")
 
 
 @pytest.mark.parametrize(

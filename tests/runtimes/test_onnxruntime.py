@@ -25,11 +25,7 @@ def target() -> Target:
 
 
 def precisions(target: Target, model: bytes, example: np.ndarray) -> dict[str, str]:
-    engine = target.runtime.build(model, target.profile, example)
-    try:
-        return OnnxRuntime().layer_precisions(engine)
-    finally:
-        engine.close()
+    return dict(target.runtime.build(model, target.profile, example).layers)
 
 
 def single_layer(
@@ -121,11 +117,11 @@ def test_float_layer_between_quantized_values_stays_float(target: Target, op: st
 def test_layers_run_as_requested(target: Target, int8: set[str]) -> None:
     network = TinyNetwork(int8=frozenset(int8))
     inputs = network.inputs(4)
-    engine = target.runtime.build(network.onnx_bytes(), target.profile, inputs)
+    plan = target.runtime.build(network.onnx_bytes(), target.profile, inputs)
+    engine = target.runtime.load(plan, target.profile, inputs)
     outputs = engine.run(inputs)
     engine.close()
-    found = OnnxRuntime().layer_precisions(engine)
-    assert found == {f"{n}.weight": "int8" if n in int8 else "float32" for n in ("conv1", "conv2", "fc")}
+    assert plan.layers == {f"{n}.weight": "int8" if n in int8 else "float32" for n in ("conv1", "conv2", "fc")}
     assert np.abs(outputs - network.torch_outputs(inputs)).max() <= 2 * OUTPUT_SCALE + 1e-3
 
 
@@ -133,9 +129,8 @@ def test_engine_holds_int8_weights_as_int8(target: Target) -> None:
     sizes = {}
     for int8 in (frozenset(), ALL):
         network = TinyNetwork(channels=64, int8=int8)
-        engine = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
-        sizes[int8] = engine.engine_bytes
-        engine.close()
+        plan = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
+        sizes[int8] = plan.engine_bytes
     weights = sum(w.size for n, w in TinyNetwork(channels=64).weights.items() if n.endswith("weight"))
     assert sizes[frozenset()] >= 4 * weights
     assert weights <= sizes[ALL] < weights + 8000  # graph, scales and biases beside one byte a weight
@@ -205,7 +200,7 @@ def test_two_inputs_are_refused(target: Target) -> None:
 
 def test_closed_engine_says_so(target: Target) -> None:
     network = TinyNetwork()
-    engine = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
+    engine = target.engine(network.onnx_bytes(), network.inputs())
     engine.close()
     for call in (lambda: engine.run(network.inputs()), engine.time_once_s):
         with pytest.raises(UnsupportedError, match="closed"):
@@ -218,10 +213,10 @@ def test_options_of_the_profile(target: Target, options: dict[str, object]) -> N
 
     network = TinyNetwork(int8=ALL)
     profile = dataclasses.replace(target.profile, options=options)
-    engine = target.runtime.build(network.onnx_bytes(), profile, network.inputs())
+    plan = target.runtime.build(network.onnx_bytes(), profile, network.inputs())
     expected = "float32" if options.get("graph_optimization") == "disabled" else "int8"
-    assert set(OnnxRuntime().layer_precisions(engine).values()) == {expected}
-    engine.close()
+    assert set(plan.layers.values()) == {expected}
+    target.runtime.load(plan, profile, network.inputs()).close()
 
 
 def test_saturation_is_told() -> None:
