@@ -18,7 +18,8 @@ class LayerReport:
         coded_bytes: what its tensors take in the file.
         bits_per_weight: 8 * coded_bytes / weights.
         kl: KL divergence to float32 with only this choice made, nats (from the survey).
-        executes: "int8" or "float32" on the target, as the engine was exported.
+        executes: precision on the target, as the engine was exported.
+        runs: precision that the built engine really runs it in, "" where no engine was built.
         became: shapes of the weights it became where channels were removed or it was factorised, else empty.
         macs_left: multiply-accumulates of what it became (``macs`` where nothing changed).
         prices: (choice label, coded bytes, kl) of each priced choice of the unit, for the picture.
@@ -34,6 +35,7 @@ class LayerReport:
     bits_per_weight: float
     kl: float
     executes: str
+    runs: str = ""
     became: tuple[tuple[int, ...], ...] = ()
     macs_left: int = 0
     prices: tuple[tuple[str, int, float], ...] = ()
@@ -57,6 +59,7 @@ class RunSummary:
         pareto: the front over all evaluated rows, infeasible ones marked.
         trials: every evaluated row, in order of trial number.
         evaluations, cache_hits: counts.
+        engine_builds: evaluations that needed an engine of their own; the others differ in weights or steps only.
         failures: count by "stage/kind".
         seconds: wall seconds by stage.
         versions: package → version.
@@ -82,6 +85,7 @@ class RunSummary:
     trials: tuple[Row, ...] = ()
     evaluations: int = 0
     cache_hits: int = 0
+    engine_builds: int = 0
     failures: dict[str, int] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -104,6 +108,7 @@ class RunSummary:
         "pareto",
         "evaluations",
         "cache_hits",
+        "engine_builds",
         "failures",
         "seconds",
         "versions",

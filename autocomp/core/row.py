@@ -20,8 +20,9 @@ class Row:
         engine_bytes: size of the engine, or None.
         score_search, score_test: the metric; test only for finalists.
         score_test_ci95: 95 % interval of ``score_test``.
+        score_engine: the metric of the built engine itself on the search split; finalists on a device that is here.
         kl_search: KL divergence to the float32 network on the search split.
-        latency_ms, latency_ms_ci95: median and its 95 % bootstrap interval.
+        latency_ms, latency_ms_ci95: median and its 95 % bootstrap interval (none where predicted).
         latency_ratio: median ratio to float32's latency, the two measured in turn in one run; None where they were not.
         latency_source: "measured" or "predicted", None without latency.
         techniques: names really used.
@@ -39,6 +40,7 @@ class Row:
     score_search: float
     score_test: float | None = None
     score_test_ci95: tuple[float, float] | None = None
+    score_engine: float | None = None
     kl_search: float
     latency_ms: float | None = None
     latency_ms_ci95: tuple[float, float] | None = None

@@ -46,6 +46,9 @@ class LatencyMeter:
         cache_dir: measurements are kept here as JSON; processes may share it.
         clock: monotonic seconds; times the warm-up (engines time themselves).
         recipe: how long and how often.
+
+    Attributes:
+        builds: engines built so far, references not counted.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LatencyMeter:
         self.cache_dir = Path(cache_dir)
         self.recipe = recipe or TimingRecipe()
         self._clock = clock
+        self.builds = 0
         self._references: dict[str, Engine] = {}
 
     def __enter__(self) -> LatencyMeter:
@@ -118,6 +122,7 @@ class LatencyMeter:
         path = self._path("measurement", key, example, reference_key)
         with ExitStack() as stack:
             plan = self._build(model(), example)
+            self.builds += 1
             engine = self._load(plan, example)
             stack.callback(engine.close)
             beside = self._reference(reference, example, reference_key)

@@ -35,6 +35,11 @@ def find(name: str) -> Runtime:
     return cast(Runtime, module(name).runtime())
 
 
+def plan_suffix(name: str) -> str | None:
+    """Suffix of the plan files that a runtime's users ship (".plan"), None where they ship the ONNX file."""
+    return getattr(module(name), "PLAN_SUFFIX", None)
+
+
 def _defines_runtime(path: Path) -> bool:
     if not path.is_file():
         return False

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.executor import ATTEMPTS, Job
-from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.outcome import Completed, Failed, Outcome
 from autocomp.core.space import SearchSpace
 from autocomp.errors import StorageError
 from autocomp.search import _optuna_private as private
@@ -128,6 +128,12 @@ class Coordinator:
     def remaining(self) -> int:
         """Evaluations that may still be handed out; those under way when the last run ended among them."""
         return max(0, self.budget_trials - self.evaluations - len(self._running))
+
+    @property
+    def engine_builds(self) -> int:
+        """Finished rows whose latency needed an engine of their own: no structure and precision seen before."""
+        outcomes = [r.outcome for r in self.records.values() if r.cached_from is None]
+        return sum(isinstance(o, Completed) and o.latency is not None and "latency" not in o.cached for o in outcomes)
 
     @property
     def failures(self) -> dict[str, int]:

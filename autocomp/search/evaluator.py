@@ -205,6 +205,7 @@ class Evaluator:
             file_bytes = self.write(compressed, path)
         with Stage("quality", seconds):
             quality = self.quality(compressed)
+        built = self.meter.builds
         with Stage("latency", seconds):
             timing = self.latency(compressed)
         done = Completed(
@@ -214,6 +215,7 @@ class Evaluator:
             latency=timing[0] if timing else None,
             engine_bytes=timing[1] if timing else None,
             seconds=seconds,
+            cached=("latency",) if timing is not None and self.meter.builds == built else (),
             notes=self.execution_notes(compressed, timing[0] if timing else None),
         )
         return done, compressed

@@ -21,12 +21,14 @@ class SearchStats:
     Attributes:
         evaluations: finished rows that were evaluated, failures included.
         cache_hits: rows that repeated a candidate.
+        engine_builds: rows that needed an engine of their own.
         failures: count by "stage/kind".
         seconds: wall seconds of this run.
     """
 
     evaluations: int
     cache_hits: int
+    engine_builds: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -72,6 +74,7 @@ def run_search(
     return SearchStats(
         evaluations=coordinator.evaluations,
         cache_hits=coordinator.cache_hits,
+        engine_builds=coordinator.engine_builds,
         failures=coordinator.failures,
         seconds=time.monotonic() - start,
     )

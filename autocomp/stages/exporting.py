@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save
 
+from autocomp import runtimes
 from autocomp.coding.container import read_artifact
+from autocomp.core.compressed import CompressedModel
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.errors import ConfigError, UnsupportedError
-from autocomp.search.evaluator import reopened
+from autocomp.search.evaluator import Evaluator, reopened
 from autocomp.stages.opening import settings_of
 from autocomp.stages.verifying import read_row
 
@@ -60,10 +63,6 @@ def export_row(run: RunFolder, summary: RunSummary, pick: str, file_format: str,
         raise ConfigError(f"{row.name} has no file in {run.path}")
     suffix = {"tensorrt": "plan"}.get(file_format, file_format)
     target = out or run.path / f"{pick if pick != 'best' else 'model'}.{suffix}"
-    if file_format == "tensorrt":
-        raise UnsupportedError(
-            "--format tensorrt comes in a later version; --format onnx writes explicit Q/DQ that trtexec builds from"
-        )
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if file_format == "autocomp":
@@ -72,11 +71,34 @@ def export_row(run: RunFolder, summary: RunSummary, pick: str, file_format: str,
         elif file_format == "safetensors":
             tensors = {k: e.decode().contiguous() for k, e in read_artifact(Path(row.file)).tensors().items()}
             write_atomic(target, save(tensors))
+        elif file_format == "tensorrt":
+            write_plan(reopened(settings_of(run), run), read_row(row), target)
         else:
-            write_atomic(target, onnx_of(run, row))
+            write_atomic(target, reopened(settings_of(run), run).onnx(read_row(row)))
     return target
 
 
-def onnx_of(run: RunFolder, row: Row) -> bytes:
-    """The ONNX form of a row's file, built from the run's own settings."""
-    return reopened(settings_of(run), run).onnx(read_row(row))
+def write_plan(evaluator: Evaluator, compressed: CompressedModel, path: Path) -> None:
+    """The engine that the run's target ships, at ``path``, and what its builder tells in a JSON file beside it.
+
+    Raises:
+        UnsupportedError: the run's target ships no plan, or nothing can be built for it here.
+    """
+    session = evaluator.session
+    profile = session.target.profile
+    if runtimes.plan_suffix(profile.runtime) is None:
+        raise UnsupportedError(
+            f"this run's target {profile.name} ({profile.runtime}) ships the ONNX file, not a plan: search with a "
+            "TensorRT target (autocomp targets lists them), or take --format onnx, which trtexec builds from"
+        )
+    why = session.target.cannot_build()
+    if why is not None:
+        raise UnsupportedError(f"no plan can be built here: {why}")
+    batch = session.settings.batch_size[0]
+    plan = session.target.runtime.build(
+        evaluator.onnx(compressed, batch), profile, session.workload.example(batch).numpy()
+    )
+    with storage_errors(path):
+        write_atomic(path, plan.data)
+        details = {"layers": dict(plan.layers), "versions": session.target.runtime.versions(), **plan.details}
+        write_atomic(path.with_suffix(f"{path.suffix}.json"), json.dumps(details, indent=1).encode())

@@ -88,6 +88,12 @@ def open_run(settings: Settings, run: RunFolder, workload: Workload | None, prog
     run.write_json(run.environment, environment())
     with storage_errors(run.path):
         write_config(settings, run.config)
+    why = session.target.cannot_measure()
+    if why is not None:
+        progress.note(
+            f"latencies for {session.target.profile.name} are predicted, not measured: {why}; to measure them, run "
+            "the same command on the device"
+        )
     for skipped in session.network.skipped:
         progress.note(f"{skipped.name} stays float32: {skipped.reason}")
     for note in session.space.notes:

@@ -13,13 +13,13 @@ from autocomp.stages.limits import Limits
 
 
 def latency_fields(timing: Measurement | None, engine_bytes: int | None) -> dict[str, object]:
-    """The latency part of a row: milliseconds, 95 % bootstrap interval of the median, source."""
+    """The latency part of a row: milliseconds, 95 % bootstrap interval of the median where measured, source."""
     if timing is None:
         return {}
     low, high = median_ci(timing.samples_s)
     return {
         "latency_ms": timing.median_s() * 1e3,
-        "latency_ms_ci95": (low * 1e3, high * 1e3),
+        "latency_ms_ci95": (low * 1e3, high * 1e3) if timing.source == "measured" else None,
         "latency_ratio": median_ratio(timing.samples_s, timing.reference_s) if timing.reference_s else None,
         "latency_source": timing.source,
         "engine_bytes": engine_bytes,

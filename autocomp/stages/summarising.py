@@ -47,8 +47,22 @@ def front_of(rows: Sequence[Row]) -> list[Row]:
     return sorted((r for r, k in zip(rows, keep, strict=True) if k), key=lambda r: r.file_bytes)
 
 
-def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> tuple[LayerReport, ...]:
-    """The per-layer table of ``row``: what was chosen, what it takes in the file, what it does alone."""
+def built_layers(timing: Measurement | None) -> dict[str, str]:
+    """Weight → precision that the built engine really runs it in; empty where none was built."""
+    return dict(timing.conditions.get("layer_precisions", {})) if timing is not None else {}
+
+
+def layer_table(
+    evaluator: Evaluator, row: Row, executes: Mapping[str, str], built: Mapping[str, str]
+) -> tuple[LayerReport, ...]:
+    """The per-layer table of ``row``: what was chosen, what it takes in the file, what it does alone.
+
+    Args:
+        evaluator: of the session.
+        row: the network.
+        executes: layer → precision as exported.
+        built: from :func:`built_layers`.
+    """
     candidate = Candidate.from_json(row.recipe)
     session, prices = evaluator.session, evaluator.survey.prices
     form = evaluator.structured(candidate)
@@ -76,6 +90,7 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
                     bits_per_weight=8.0 * weight_bytes / max(1, weights),
                     kl=float(table.kl[table.index(storage)]) if table is not None and known else 0.0,
                     executes=_executed([executes.get(p.name, "float32") for p in became]),
+                    runs=_executed([built[p.weight] for p in became if p.weight in built], unknown=""),
                     became=() if shapes == (layer.weight_shape,) else shapes,
                     macs_left=sum(p.macs for p in became),
                     prices=tuple(
@@ -89,9 +104,9 @@ def layer_table(evaluator: Evaluator, row: Row, executes: Mapping[str, str]) -> 
     return tuple(out)
 
 
-def _executed(precisions: Sequence[str]) -> str:
+def _executed(precisions: Sequence[str], unknown: str = "float32") -> str:
     """How the layers of a chain are executed, in one word where they agree."""
-    return "/".join(dict.fromkeys(precisions)) or "float32"
+    return "/".join(dict.fromkeys(precisions)) or unknown
 
 
 def coded_sizes(row: Row) -> dict[str, int]:
@@ -135,6 +150,8 @@ def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tu
     if timing is None or not timing.reference_s:
         return ("no latency was measured: the network could not be traced for export",)
     ratio, (low, high) = ratio_ci(timing.samples_s, timing.reference_s)
+    if timing.source == "predicted":
+        return (f"predicted, not measured: {ratio:.2f} x the latency of float32 on {profile_title}",)
     text = f"{ratio:.2f} x the latency of float32 [{low:.2f}, {high:.2f}], measured in turn on {profile_title}"
     if high < 1.0:
         return (text,)

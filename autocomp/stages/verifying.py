@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from autocomp.coding.container import pack_artifact, read_artifact
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
+from autocomp.core.outcome import Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
@@ -142,6 +144,8 @@ def _best_checks(evaluator: Evaluator, summary: RunSummary, row: Row) -> list[Ch
     compressed = read_row(row)
     if row.score_test is not None:
         checks.append(_score_check("best: score_test", row.score_test, evaluator.test_quality(compressed).score))
+    if row.latency_source == "predicted" and row.latency_ms is not None:
+        return [*checks, _prediction_check(row.latency_ms, evaluator.latency(compressed, fresh=True))]
     known = evaluator.latency(compressed) if row.latency_ms is not None else None
     again = evaluator.latency(compressed, fresh=True) if known is not None else None
     if known is not None and again is not None and known[0].reference_s and again[0].reference_s:
@@ -156,3 +160,14 @@ def _best_checks(evaluator: Evaluator, summary: RunSummary, row: Row) -> list[Ch
             )
         )
     return checks
+
+
+def _prediction_check(claimed_ms: float, timing: tuple[Measurement, int | None] | None) -> Check:
+    """A prediction is a computation: it comes out the same again."""
+    found_ms = timing[0].median_s() * 1e3 if timing is not None else math.nan
+    return Check(
+        name="best: predicted latency",
+        claimed=f"{claimed_ms:.4g} ms",
+        measured=f"{found_ms:.4g} ms",
+        ok=math.isclose(claimed_ms, found_ms, rel_tol=1e-6),
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from autocomp import runtimes
 from autocomp.coding.container import read_artifact
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.progress import Progress
@@ -21,12 +22,21 @@ from autocomp.report import write_report
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.clock import Clock
 from autocomp.stages.exploring import Explored
+from autocomp.stages.exporting import write_plan
 from autocomp.stages.recovering import Answer
-from autocomp.stages.summarising import faster_note, front_of, layer_table, padding_note, speed_notes, versions
+from autocomp.stages.summarising import (
+    built_layers,
+    faster_note,
+    front_of,
+    layer_table,
+    padding_note,
+    speed_notes,
+    versions,
+)
 
 
 def pack(evaluator: Evaluator, compressed: CompressedModel, best: Row, run: RunFolder) -> Row:
-    """``model.autocomp`` and ``model.onnx`` of the answer.
+    """``model.autocomp``, ``model.onnx`` and, where the target ships one, ``model.plan`` of the answer.
 
     Raises:
         CorruptFileError: the file read back is not bit for bit what was scored (a defect here, or of the disk).
@@ -35,6 +45,9 @@ def pack(evaluator: Evaluator, compressed: CompressedModel, best: Row, run: RunF
         write_atomic(run.artifact, Path(best.file or "").read_bytes())
         if evaluator.session.network.graph is not None:
             write_atomic(run.onnx, evaluator.onnx(compressed))
+            suffix = runtimes.plan_suffix(evaluator.session.target.profile.runtime)
+            if suffix is not None and evaluator.session.target.cannot_build() is None:
+                write_plan(evaluator, compressed, run.artifact.with_suffix(suffix))
     tensors = read_artifact(run.artifact).tensors()
     for name, encoding in compressed.tensors.items():
         if name not in tensors or not torch.equal(tensors[name].decode(), encoding.decode()):
@@ -80,7 +93,7 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
             if form.network.graph is not None:
                 asked = set(form.int8_layers(answer.compressed.candidate))
                 executes = form.executes(answer.compressed, asked)
-            layers = layer_table(evaluator, best, executes)
+            layers = layer_table(evaluator, best, executes, built_layers(answer.timing))
             extra = speed_notes(best, answer.timing, session.target.profile.title)
             hint = faster_note(best, answer.rows, session.workload.metric)
             padding = padding_note(evaluator, best)
@@ -108,6 +121,7 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
         trials=rows,
         evaluations=explored.stats.evaluations,
         cache_hits=explored.stats.cache_hits,
+        engine_builds=explored.stats.engine_builds,
         failures=dict(explored.stats.failures),
         seconds={k: round(v, 2) for k, v in clock.seconds.items()},
         versions=versions(),

@@ -21,6 +21,7 @@ from autocomp.graph.coupling import Coupling, coupled_groups
 from autocomp.survey import toml_tables as toml
 from autocomp.survey.space_options import STEP_TABLES, TABLES, ActivationOptions, LayerRules, layer_rules
 from autocomp.survey.step_tables import coarseness
+from autocomp.transforms.low_rank import Factorise, suggested_rank
 from autocomp.transforms.recipe import Recipe
 
 
@@ -132,7 +133,11 @@ def _axes(
         raise ConfigError(f"{file}: weights: {error}") from None
     out: dict[str, tuple[StepConfig | None, ...]] = {}
     for axis in STEP_TABLES:
-        legal = _legal(unit, axis, getattr(rules, axis), recipe, notes)
+        options = getattr(rules, axis)
+        if axis == "rank" and rules.suggested:
+            options = (*options, *suggested_steps(layers, rules.suggested, recipe.network))
+            options = tuple(sorted(dict.fromkeys(options), key=lambda s: -s.rank))
+        legal = _legal(unit, axis, options, recipe, notes)
         if legal:
             out[axis] = (None, *legal)
     shared = _legal(unit, "weights", rules.share, recipe, notes)
@@ -144,6 +149,14 @@ def _axes(
     out["weights"] = stored
     out["activations"] = rules.activations.options(int8=int8)
     return out
+
+
+def suggested_steps(layers: Sequence[Layer], methods: Sequence[str], network: Network) -> tuple[Factorise, ...]:
+    """Factorisations at the largest rank that EVBMF suggests for any of ``layers``; none where all of it is signal."""
+    state = network.module.state_dict()
+    shares = [suggested_rank(state[layer.weight]) for layer in layers if state[layer.weight].dim() > 1]
+    share = round(max(shares, default=0.0), 3)
+    return tuple(Factorise(method=m, rank=share) for m in methods) if 0 < share < 1 else ()
 
 
 def _legal(

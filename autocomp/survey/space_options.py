@@ -78,6 +78,8 @@ class LayerRules:
         weights, activations: tables of these names.
         share: further ways to store weights.
         prune, rank, sparsity: settings on the axes of these names, from mild to strong; none: left alone.
+        suggested: factorisation methods that are also tried at the rank which stands out from noise in the layer's
+            own weight (:func:`autocomp.transforms.low_rank.suggested_rank`).
     """
 
     weights: WeightOptions = field(default_factory=WeightOptions)
@@ -86,7 +88,11 @@ class LayerRules:
     prune: tuple[StepConfig, ...] = ()
     rank: tuple[StepConfig, ...] = ()
     sparsity: tuple[StepConfig, ...] = ()
+    suggested: tuple[str, ...] = ()
 
+
+SUGGESTED = "evbmf"
+"""Among the ranks of a space file: the rank that empirical variational Bayesian matrix factorisation suggests."""
 
 STEP_TABLES: dict[str, tuple[type[StepConfig], str]] = {
     "prune": (PruneChannels, "ratio"),
@@ -111,10 +117,30 @@ def layer_rules(base: LayerRules, data: Mapping[str, Any], file: str, where: str
         changes["share"] = step_tables.by_kind(toml.tables(data, "share", file), "weights", file, f"{place}share")
     for axis, (kind, strength) in STEP_TABLES.items():
         table = toml.table(data, axis, file, where)
+        if axis == "rank":
+            table, changes["suggested"] = _suggested(table, base, file, f"{place}rank")
         if axis in data:
             made = step_tables.settings(kind, table, file, f"{place}{axis}") if table else ()
             changes[axis] = tuple(sorted(made, key=lambda s: _strength(s, strength)))
     return replace(base, **changes)
+
+
+def _suggested(
+    table: Mapping[str, Any], base: LayerRules, file: str, where: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The ``rank`` table without the word "evbmf" among its ranks, and the methods that it is said for."""
+    if not table:
+        return {}, base.suggested
+    ranks = table.get("rank")
+    listed = ranks if isinstance(ranks, list) else [ranks]
+    if SUGGESTED not in listed:
+        return dict(table), ()
+    methods = table.get("method", Factorise.method)
+    numbers = [r for r in listed if r != SUGGESTED]
+    chosen = tuple(m for m in (methods if isinstance(methods, list) else [methods]))
+    for method in chosen:
+        step_tables.settings(Factorise, {"method": method, "rank": 0.5}, file, where)
+    return ({**table, "rank": numbers} if numbers else {}), chosen
 
 
 def _strength(step: StepConfig, field_name: str) -> float:

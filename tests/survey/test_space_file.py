@@ -16,6 +16,7 @@ from autocomp.graph.trace import build_network
 from autocomp.survey.space_file import list_spaces, load_space, space_from_toml
 from autocomp.survey.step_tables import GAUSSIAN_STEP
 from autocomp.testing.networks import ResidualNet, randomised
+from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 
 BOTH = HardwareProfile(
@@ -148,3 +149,18 @@ def test_a_file_that_is_not_toml(network: Network, tmp_path: Path) -> None:
     path.write_text("[weights\n")
     with pytest.raises(ConfigError, match=r"broken.toml: not valid TOML"):
         load_space(str(path), network, BOTH)
+
+
+def test_evbmf_suggests_a_rank_from_the_weight(network: Network) -> None:
+    left, right = torch.randn(64, 3), torch.randn(3, 48)
+    linear = torch.nn.Linear(48, 64)
+    with torch.no_grad():
+        linear.weight.copy_(left @ right + 0.05 * torch.randn(64, 48))
+    own = build_network(torch.nn.Sequential(linear, torch.nn.ReLU(), torch.nn.Linear(64, 5)), torch.randn(2, 48))
+    found = space(own, rank={"method": ["svd", "whitened_svd"], "rank": [0.5, "evbmf"]}, weights={"float32": True})
+    shares = [(s.method, s.rank) for s in found.units["0"].axes["rank"] if isinstance(s, Factorise)]
+    assert shares == [("svd", 0.5), ("whitened_svd", 0.5), ("svd", 0.062), ("whitened_svd", 0.062)]
+    alone = space(own, rank={"method": "svd", "rank": "evbmf"}, weights={"float32": True})
+    assert alone.units["0"].axes["rank"] == (None, Factorise(method="svd", rank=0.062))
+    with pytest.raises(ConfigError, match=r"my.toml: rank: factorise.method = 'sdv'"):
+        space(own, rank={"method": "sdv", "rank": "evbmf"}, weights={"float32": True})
