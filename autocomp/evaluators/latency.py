@@ -29,6 +29,7 @@ from autocomp import environment
 from autocomp.core.hardware import Engine, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.run_folder import storage_errors, write_atomic
+from autocomp.core.stage import Stage
 from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
 from autocomp.evaluators.statistics import median_ci, ratio_ci
 
@@ -138,7 +139,8 @@ class LatencyMeter:
             return Measurement.from_json(plain), plan.engine_bytes
 
     def _build(self, model: bytes, example: np.ndarray) -> Plan:
-        return self.target.runtime.build(model, self.target.profile, example)
+        with Stage("build"):
+            return self.target.runtime.build(model, self.target.profile, example)
 
     def _load(self, plan: Plan, example: np.ndarray) -> Engine:
         return self.target.runtime.load(plan, self.target.profile, example)

@@ -20,13 +20,13 @@ from autocomp.core.outcome import Completed, Measurement, Outcome
 from autocomp.core.progress import Progress
 from autocomp.core.run_folder import RunFolder, storage_errors
 from autocomp.core.settings import Settings
+from autocomp.core.stage import Stage
 from autocomp.core.variant import Variant
 from autocomp.core.workload import Workload
 from autocomp.evaluators import artifact
 from autocomp.evaluators.latency import LatencyMeter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
-from autocomp.search.job import Stage
 from autocomp.search.session import Session, open_session
 from autocomp.search.structured import Structured, TensorSource, unit_layers
 from autocomp.search.variants import make_variant

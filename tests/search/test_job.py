@@ -8,8 +8,9 @@ import pytest
 
 from autocomp.core.executor import Job
 from autocomp.core.outcome import Completed, Failed, Outcome
+from autocomp.core.stage import Stage
 from autocomp.errors import UnsupportedError
-from autocomp.search.job import Guarded, Stage, run_job
+from autocomp.search.job import Guarded, run_job
 from autocomp.testing.study_fakes import FakeFactory, fake_space
 
 JOB = Job(number=7, attempt=1, candidate=fake_space().decode({}))
