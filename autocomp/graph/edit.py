@@ -15,6 +15,7 @@ from autocomp.core.edits import Edit, LayerSpec, Replace, Resize
 from autocomp.core.network import Fold, Network
 from autocomp.core.variant import Origin, Variant
 from autocomp.errors import DataError
+from autocomp.graph import ops
 from autocomp.graph.capture import EXPORT_ERRORS, NotTraceableError, first_tensor, quiet_tracing
 from autocomp.graph.fold import get_module
 from autocomp.graph.program import Program
@@ -119,8 +120,7 @@ def edited(
     """
     module = edited_module(variant.network.module, edits, tensors)
     batch = stand_in(variant.network)
-    network = None if any(isinstance(e, Replace) for e in edits) else _same_graph(variant.network, module, batch)
-    network = network or network_of(module, batch)
+    network = _same_graph(variant.network, module, edits, batch) or network_of(module, batch)
     found: dict[str, Origin] = {}
     for name in network.layers:
         step = origins.get(name, Origin(layer=name))
@@ -130,19 +130,52 @@ def edited(
     return Variant(network=network, edits=(*variant.edits, *edits), origins=found, notes=variant.notes)
 
 
-def _same_graph(old: Network, module: nn.Module, batch: Tensor) -> Network | None:
-    """The network of a resized module on the operations that were traced before, None where sizes are among them."""
+def _same_graph(old: Network, module: nn.Module, edits: Sequence[Edit], batch: Tensor) -> Network | None:
+    """The network of an edited module on the operations that were traced before, None where sizes are among them."""
     if old.graph is None:
         return None
     plain = fx.Graph()
     plain.output(plain.graph_copy(old.graph.graph, {}))
-    graph = bind(plain, module, old.graph)
     try:
+        for edit in edits:
+            if isinstance(edit, Replace):
+                _call_chain(plain, edit)
+        graph = bind(plain, module, old.graph)
         with quiet_tracing():
             check_agreement(Program(graph).run(batch), first_tensor(module(batch)), "other operations")
     except (NotTraceableError, *EXPORT_ERRORS):
         return None
     return assemble(Folded(module, graph, {}, {}), batch)
+
+
+def _call_chain(graph: fx.Graph, edit: Replace) -> None:
+    """The calls of a layer become calls of the chain that replaced it; the last one keeps the old call's name.
+
+    Raises:
+        NotTraceableError: a call of another kind than the chain's layers.
+    """
+    calls = [n for n in graph.nodes if getattr(ops.weight_of(n), "target", None) == f"{edit.path}.weight"]
+    for node in calls:
+        if any(spec.kind != ops.op_name(node) for spec in edit.layers):
+            raise NotTraceableError(f"{edit.path} is called as {ops.op_name(node)}")
+        old, data = list(node.all_input_nodes), ops.data_of(node)
+        with graph.inserting_before(node):
+            for i, spec in enumerate(edit.layers):
+                path = f"{edit.path}.{i}"
+                bias = graph.get_attr(f"{path}.bias") if spec.bias else None
+                args: tuple[Any, ...] = (data, graph.get_attr(f"{path}.weight"), bias)
+                if spec.kind != "linear":
+                    args += (list(spec.stride), list(spec.padding), list(spec.dilation), spec.groups)
+                target = getattr(torch.ops.aten, spec.kind).default
+                if i < len(edit.layers) - 1:
+                    data = graph.call_function(target, args)
+                    data.meta["path"] = path
+                else:
+                    node.target, node.args, node.kwargs = target, args, {}
+                    node.meta["path"] = path
+        for source in old:
+            if source.op == "get_attr" and not source.users:
+                graph.erase_node(source)
 
 
 def _composed(old: Origin, new: Origin) -> Origin:

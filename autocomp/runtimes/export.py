@@ -21,6 +21,7 @@ from autocomp.core.hardware import Placement
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
 from autocomp.graph.integers import grids, integer_layers
+from autocomp.runtimes._adapt import adapted
 from autocomp.runtimes._graft import Graft
 from autocomp.runtimes._skeleton import Skeleton, computes, export_skeleton
 
@@ -32,8 +33,8 @@ class OnnxExporter:
         network: with a graph.
         int32_bias: write biases of int8 layers as int32 with scale = input scale · weight scale, which
             ONNX Runtime's integer kernels need; TensorRT refuses it and takes float32 biases.
-        like: exporter of a network with the same operations and other sizes (channels were removed): its
-            skeleton serves where that is shown to compute the same.
+        like: exporter of the network that this one was made from by removing channels and factorising layers:
+            its skeleton, adapted, serves where that is shown to compute the same.
     """
 
     def __init__(self, network: Network, *, int32_bias: bool = True, like: OnnxExporter | None = None) -> None:
@@ -46,8 +47,8 @@ class OnnxExporter:
     @cached_property
     def skeleton(self) -> Skeleton:
         """The exported network, made when first needed (seconds)."""
-        if self._like is not None and self._like._operations == self._operations:
-            known = self._like.skeleton
+        known = None if self._like is None else adapted(self._like.skeleton, self._like.network, self.network)
+        if known is not None:
             state = self.network.module.state_dict()
             tensors = {k: self._tensor(k, state).detach().numpy() for k in set(known.tensors.values())}
             model = Graft(known, tensors, {}, {}, int32_bias=False).model(None)
