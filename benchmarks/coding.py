@@ -23,7 +23,7 @@ from autocomp.coding.coders import huffman
 from autocomp.coding.container import overhead_bytes, pack_artifact
 from autocomp.coding.tensors import decode_tensor, describe, encode_tensor
 from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor
-from autocomp.transforms.quantize import QuantizeWeights, quantize_layer, quantize_weight
+from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
 
 STEPS = (0.7, 1.8)
 SMALL_STEP = 1.05  # standard deviations: a file of about 64 KB
@@ -95,9 +95,12 @@ def small_file(path: str) -> dict[str, float]:
     model.load_state_dict(load_file(path))
     network = build_network(model.eval(), torch.zeros(2, 3, 32, 32))
     tensors: dict[str, Encoding] = dict(float_encodings(network))
-    config = QuantizeWeights(step=SMALL_STEP, rounding="nearest")
-    for name, layer in network.layers.items():
-        tensors[layer.weight] = quantize_layer(network, name, [config])[0]
+    config, state = (
+        QuantizeWeights(step=SMALL_STEP, rounding="nearest", granularity="tensor"),
+        network.module.state_dict(),
+    )
+    for layer in network.layers.values():
+        tensors[layer.weight] = quantize_weight(state[layer.weight], config, axis=layer.channel_axis)
     records = {name: encode_tensor(encoding) for name, encoding in tensors.items()}
     manifest = {
         "model": "resnet20",

@@ -23,6 +23,7 @@ from autocomp.core import shipped
 from autocomp.core.progress import Silent
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
+from autocomp.core.space import unit_and_axis
 from autocomp.core.steps import STRUCTURE_AXES
 from autocomp.search.session import open_session
 from autocomp.stages.surveying import survey_session
@@ -57,7 +58,7 @@ def main() -> None:
         for number in range(arguments.candidates):
             params = {name: int(rng.integers(count)) for name, count in counts.items()}
             if number % 2:  # every other one leaves the structure alone
-                params = {n: 0 if n.rpartition(":")[2] in STRUCTURE_AXES else v for n, v in params.items()}
+                params = {n: 0 if unit_and_axis(n)[1] in STRUCTURE_AXES else v for n, v in params.items()}
             candidate = evaluator.session.space.decode(params)
             predicted = evaluator.survey.prices.file_bytes(candidate)
             written = evaluator.write(evaluator.realise(candidate), out / "candidate.autocomp")
