@@ -31,7 +31,8 @@ class ActivationQuantizer:
     high: int
 
     def to_json(self) -> list[Any]:
-        return [self.scale.hex(), self.zero_point, self.low, self.high]
+        digits, exponent = self.scale.hex().split("p")
+        return [f"{digits.rstrip('0').rstrip('.')}p{exponent}", self.zero_point, self.low, self.high]
 
     @staticmethod
     def from_json(data: list[Any]) -> ActivationQuantizer:

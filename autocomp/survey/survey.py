@@ -16,7 +16,7 @@ from autocomp.coding.tensors import encode_tensor
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import Encoding
-from autocomp.core.hardware import HardwareProfile
+from autocomp.core.hardware import HardwareProfile, Placement
 from autocomp.core.network import Network
 from autocomp.core.progress import Progress, Silent
 from autocomp.core.run_folder import storage_errors, write_atomic
@@ -29,7 +29,7 @@ from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import UnitFile, write_unit
 from autocomp.survey.effects import Effects
-from autocomp.survey.execution import candidate_values, execution_choices, price_execution
+from autocomp.survey.execution import candidate_values, execution_choices, price_execution, value_owners
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
 from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
@@ -139,7 +139,7 @@ def survey(
         "execution": activations.name if runs_int8 else None,
         "structure": {name: path.name for name, path in structures.items()},
         "quantizers": {k: q.to_json() for k, q in quantizers.items()},
-        **_overheads(workload, network, space, tensors, quantizers),
+        **_overheads(workload, network, space, tensors, quantizers, profile.placement),
     }
     with storage_errors(cache):
         write_atomic(cache / INDEX, json.dumps(index).encode())
@@ -210,6 +210,7 @@ def _overheads(
     space: SearchSpace,
     tensors: Mapping[str, Encoding],
     quantizers: Mapping[str, ActivationQuantizer],
+    placement: Placement,
 ) -> dict[str, Any]:
     """What the file takes besides the units' tensors: ``fixed_bytes``, and ``execution_bytes`` by unit."""
     decided = {
@@ -220,11 +221,16 @@ def _overheads(
     inside = sum(len(records[n]) for n in tensors if n in decided)
     plain = CompressedModel(candidate=Candidate({}), tensors=dict(tensors))
     fixed = len(artifact.pack(workload, network, plain, records))
-    full = len(artifact.pack(workload, network, plain.replace(activations=dict(quantizers)), records))
-    units = list(execution_choices(space))
-    bounds = np.linspace(0, full - fixed, len(units) + 1).round().astype(int)
-    shares = {u: int(b) for u, b in zip(units, np.diff(bounds), strict=True)}
-    return {"fixed_bytes": fixed - inside, "execution_bytes": shares}
+    owners = value_owners(network, space, placement)
+    every = plain.replace(activations={k: quantizers[k] for k in owners})
+    full = len(artifact.pack(workload, network, every, records))
+    shares = dict.fromkeys(execution_choices(space), 0.0)
+    for units in owners.values():
+        for unit in units:
+            shares[unit] += 1.0 / len(units)
+    bounds = np.cumsum([0.0, *shares.values()]) * (full - fixed) / max(1.0, sum(shares.values()))
+    execution = {u: int(b) for u, b in zip(shares, np.diff(bounds.round().astype(int)), strict=True)}
+    return {"fixed_bytes": fixed - inside, "execution_bytes": execution}
 
 
 def _readable(path: Path) -> UnitFile | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
+from autocomp.core.encodings import SCALE_BITS
 from autocomp.core.network import Network
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.program import Program
@@ -141,8 +142,14 @@ def quantizer_for(low: float, high: float, *, symmetric: bool) -> ActivationQuan
 
 
 def _scale(value: float) -> float:
-    """``value`` as float32; 1 for a range that is empty (or too small to divide by)."""
-    return float(torch.tensor(value, dtype=torch.float32)) if value > 1e-30 else 1.0
+    """``value`` with as many significant bits as scales of weights have, rounded up so that the range is covered.
+
+    1 for a range that is empty (or too small to divide by).
+    """
+    if value <= 1e-30:
+        return 1.0
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.ceil(mantissa * 2**SCALE_BITS), exponent - SCALE_BITS)
 
 
 def percentile_range(histogram: Tensor, low: float, high: float, levels: int) -> Range:

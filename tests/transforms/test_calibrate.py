@@ -49,10 +49,15 @@ def test_grids(calibrator: str) -> None:
     assert (symmetric.zero_point, symmetric.low, symmetric.high) == (0, -128, 127)
     for quantizer in (positive, signed, symmetric):
         assert quantizer.scale == float(torch.tensor(quantizer.scale))  # a float32 number
+        assert ActivationQuantizer.from_json(quantizer.to_json()) == quantizer
+        assert len(str(quantizer.to_json()[0])) <= len("0x1.ffp-10")
         assert float(fake_quantize(torch.zeros(1), quantizer)) == 0.0
     top = 255 * positive.scale
     largest = float(heavy(False).max())
-    assert top == pytest.approx(largest, rel=1e-5) if calibrator == "minmax" else top < largest
+    if calibrator == "minmax":  # all of it, and no more than rounding the scale up to 8 significant bits costs
+        assert largest <= top * (1 + 1e-6) <= largest * (1 + 2.0**-7)
+    else:
+        assert top < largest
 
 
 def test_percentile_leaves_out_the_tail() -> None:
@@ -142,7 +147,7 @@ def test_values_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
             assert abs(chunked[key].zero_point - quantizer.zero_point) <= 2
         monkeypatch.undo()
     span = found["input"].scale * 255
-    assert span <= float(images.max() - images.min()) * 1.0001
+    assert span <= float(images.max() - images.min()) * (1 + 2.0**-7)
     compressed = stitch(network, Candidate({}), lambda _u, _c: {})
     doubled = FloatTensor(values=2 * network.module.get_parameter("conv.weight").detach())
     tensors = {**compressed.tensors, "conv.weight": doubled}
