@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -117,20 +118,28 @@ def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str
     integer = [n for n in optimised.graph.node if n.op_type in INTEGER_OPS]
     by_name = {_COPY.sub("", n.name) for n in integer if n.name}
     by_input = {name for n in integer for name in n.input}
-    producers = {name: node for node in source.graph.node for name in node.output}
-    initializers = {i.name for i in source.graph.initializer}
+    calls = [
+        (weight, "int8" if (node.name in by_name if node.name else weight in by_input) else "float32")
+        for node, weight in layer_calls(source)
+    ]
+    return joined(calls)
+
+
+def layer_calls(model: ModelProto) -> list[tuple[NodeProto, str]]:
+    """Nodes that multiply by a weight, with the weight's initializer name, in order of execution."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    initializers = {i.name for i in model.graph.initializer}
+    layers = [n for n in model.graph.node if n.op_type in LAYER_OPS]
+    found = [(node, _weight_name(node, producers, initializers)) for node in layers]
+    return [(node, weight) for node, weight in found if weight is not None]
+
+
+def joined(calls: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Weight → precision from (weight, precision) of each call; where calls differ, "float32"."""
     out: dict[str, str] = {}
-    for node in source.graph.node:
-        if node.op_type not in LAYER_OPS:
-            continue
-        weight = _weight_name(node, producers, initializers)
-        if weight is None:
-            continue
-        runs_int8 = node.name in by_name if node.name else weight in by_input
-        if not runs_int8 or out.get(weight) == "float32":
-            out[weight] = "float32"
-        else:
-            out[weight] = "int8"
+    for weight, precision in calls:
+        known = out.get(weight, precision)
+        out[weight] = known if known == precision else "float32"
     return out
 
 

@@ -12,8 +12,9 @@ from autocomp import runtimes
 from autocomp.core.hardware import Target
 from autocomp.errors import UnknownNameError, UnsupportedError
 from autocomp.runtimes import _onnx_graph as graphs
+from autocomp.runtimes._cpu import int8_instructions
 from autocomp.runtimes._profiles import load_profile, load_target
-from autocomp.runtimes.onnxruntime import OnnxRuntime, int8_instructions
+from autocomp.runtimes.onnxruntime import OnnxRuntime
 from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork
 
 ALL = frozenset({"conv1", "conv2", "fc"})

@@ -1,0 +1,213 @@
+"""OpenVINO on this machine's CPU.
+
+Q/DQ pairs become integer kernels where OpenVINO's low-precision passes can push the dequantization behind the
+layer; which layers did is read from the graph that is executed, never assumed.
+Source: OpenVINO documentation, "Low Precision Transformations" and "CPU Device".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from autocomp.core.hardware import Engine, HardwareProfile, Plan
+from autocomp.errors import UnsupportedError
+from autocomp.runtimes import _cpu
+
+if TYPE_CHECKING:
+    import numpy as np
+    from onnx import ModelProto
+
+# Settings a profile may give (schema: docs/hardware_profiles.md); what it leaves out is OpenVINO's default,
+# except for the precision: left to itself OpenVINO runs float32 layers in bfloat16 where the CPU can.
+OPTIONS: dict[str, str | tuple[Any, ...]] = {
+    "inference_num_threads": "threads",
+    "enable_cpu_pinning": (True, False),
+    "inference_precision": ("float32", "bfloat16", "float16"),
+}
+_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_PRECISIONS = {"u8": "int8", "i8": "int8", **{short: name for name, short in _TYPES.items()}}
+_EXECUTED = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_SUFFIXES = ("", "/WithoutBiases", "_original")  # a layer is renamed when its bias or its output is split off
+_NODE = re.compile(r"<Node\(\w+\): ([^>]+)>")
+_NO_RULE = re.compile(r"No conversion rule found for operations: (\w+)-\d+")
+_PREAMBLE = re.compile(r"^(Exception from |Check '.*' failed at |Summary:|-- Conversion is failed)")
+
+
+class OpenVinoEngine:
+    """A compiled model with its fixed input set once, so that timing copies nothing.
+
+    Args:
+        compiled: openvino.CompiledModel with one input.
+        example: [n, ...], the input that is timed; brought to the type of the model's input.
+    """
+
+    def __init__(self, compiled: Any, example: np.ndarray) -> None:
+        import numpy as np
+        import openvino
+
+        self._type = compiled.input(0).element_type.to_dtype()
+        self._requests: tuple[Any, Any] | None = (compiled.create_infer_request(), compiled.create_infer_request())
+        fixed = np.ascontiguousarray(example, dtype=self._type)
+        self.run(fixed)
+        try:
+            self._requests[1].set_input_tensor(openvino.Tensor(fixed, shared_memory=True))
+        except RuntimeError as error:
+            raise UnsupportedError(_explain("cannot run the model", error)) from error
+        self._fixed = fixed  # the tensor shares its memory
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """First output [n, ...] for inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
+        import numpy as np
+
+        request = self._open()[0]
+        try:
+            outputs = request.infer([np.ascontiguousarray(inputs, self._type)])
+        except RuntimeError as error:
+            raise UnsupportedError(_explain("cannot run the model", error)) from error
+        return np.array(outputs[0])
+
+    def time_once_s(self) -> float:
+        """Seconds of one inference on the example; input and output stay where they are."""
+        infer = self._open()[1].infer
+        start = time.perf_counter()
+        infer(share_outputs=True)
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """Free the requests and with them the model. Twice is fine."""
+        self._requests = None
+
+    def _open(self) -> tuple[Any, Any]:
+        if self._requests is None:
+            raise UnsupportedError("openvino: the engine is closed; build it again")
+        return self._requests
+
+
+class OpenVino:
+    """The CPU plugin, one stream (latency), threads from the profile."""
+
+    name = "openvino"
+
+    def missing(self) -> str | None:
+        """None when OpenVINO is installed."""
+        wanted = [name for name in ("openvino", "onnx") if importlib.util.find_spec(name) is None]
+        return f'{" and ".join(wanted)} not installed; pip install "autocomp[openvino]"' if wanted else None
+
+    def no_device(self, profile: HardwareProfile) -> str | None:
+        """None: this CPU is the device."""
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Version, and the CPU with the instructions its integer kernels use."""
+        import openvino
+
+        return {"openvino": openvino.get_version(), **_cpu.versions()}
+
+    def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Plan:
+        """Compile a model with one input, float32 or token ids, for this CPU.
+
+        Args:
+            onnx_model: serialised ONNX; int8 layers as explicit QuantizeLinear / DequantizeLinear.
+            profile: its ``options`` are :data:`OPTIONS`.
+            example: [n, ...], the input the engine is timed with.
+
+        Returns:
+            The compiled model as OpenVINO exports it: its graph after all passes, int8 weights as int8. It loads
+            with the same OpenVINO version on a CPU with the same instructions.
+
+        Raises:
+            UnsupportedError: OpenVINO refuses the model; with the node's name where it tells.
+        """
+        missing = self.missing()
+        if missing is not None:
+            raise UnsupportedError(missing)
+        import openvino
+
+        from autocomp.runtimes import _onnx_graph as graphs
+
+        source = graphs.load(onnx_model)
+        core = openvino.Core()
+        try:
+            model = core.read_model(onnx_model, b"")
+            if len(model.inputs) != 1:
+                names = ", ".join(i.get_any_name() for i in model.inputs)
+                raise UnsupportedError(f"openvino: the model has {len(model.inputs)} inputs ({names}); engines take one")
+            compiled = core.compile_model(model, "CPU", _config(profile))
+            data = compiled.export_model().getvalue()
+        except RuntimeError as error:
+            raise UnsupportedError(_explain("cannot build the model", error, source)) from error
+        executed = dict(_executed(compiled))
+        calls = [(weight, _executed_as(node.name, node.output[0], executed)) for node, weight in graphs.layer_calls(source)]
+        return Plan(
+            data=data,
+            layers=graphs.joined((weight, precision) for weight, (precision, _) in calls),
+            details={"kernels": {weight: kernel for weight, (_, kernel) in calls}},
+        )
+
+    def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
+        """The compiled model, read back."""
+        import openvino
+
+        try:
+            compiled = openvino.Core().import_model(io.BytesIO(plan.data), "CPU", _config(profile))
+        except RuntimeError as error:
+            raise UnsupportedError(_explain("cannot load the plan", error)) from error
+        return OpenVinoEngine(compiled, example)
+
+
+def runtime() -> OpenVino:
+    """The runtime of this module."""
+    return OpenVino()
+
+
+def _config(profile: HardwareProfile) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _TYPES[profile.options.get("inference_precision", "float32")],
+        # else activations in front of int8 weights are quantized on the fly, as nobody asked
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    }
+    if "inference_num_threads" in profile.options:
+        config["INFERENCE_NUM_THREADS"] = int(profile.options["inference_num_threads"])
+    if "enable_cpu_pinning" in profile.options:
+        config["ENABLE_CPU_PINNING"] = profile.options["enable_cpu_pinning"]
+    return config
+
+
+def _executed(compiled: Any) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Name of an original node → (element type, kernel) of the layer that executes it."""
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = op.get_rt_info()
+        told = {key: info[key].astype(str) for key in ("layerType", "originalLayersNames") if key in info}
+        if told.get("layerType") not in _EXECUTED:
+            continue
+        kind, kernel = (info[key].astype(str) for key in ("runtimePrecision", "primitiveType"))
+        for name in told.get("originalLayersNames", "").split(","):
+            yield name, (kind, kernel)
+
+
+def _executed_as(node: str, output: str, executed: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """(precision, kernel) of a node; ("float32", "not found") where the executed graph does not show it."""
+    for name in (node, output):
+        for suffix in _SUFFIXES:
+            if name and name + suffix in executed:
+                kind, kernel = executed[name + suffix]
+                return _PRECISIONS.get(kind, kind), kernel
+    return "float32", "not found"
+
+
+def _explain(what: str, error: Exception, model: ModelProto | None = None) -> str:
+    """One line: the node where OpenVINO names one, then what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join([line for line in lines if not _PREAMBLE.match(line)] or lines)
+    named, no_rule = _NODE.search(said), _NO_RULE.search(said)
+    node = named.group(1) if named else None
+    if no_rule and model is not None:
+        node = next((n.name or n.output[0] for n in model.graph.node if n.op_type == no_rule.group(1)), None)
+    where = f" (node {node})" if node else ""
+    return f"openvino: {what}{where}: {said[:400]}"
