@@ -104,6 +104,51 @@ def _drop_unused(graph: GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
+def quantize_before_concat(model: ModelProto) -> bool:
+    """Move a Q/DQ pair from behind a concatenation to its inputs, in place: elementwise, so the result is the same.
+
+    OpenVINO does so itself, and 2026.4 crashes in it (``MoveFakeQuantize``) where some inputs are quantized already.
+
+    Returns:
+        Whether anything changed.
+    """
+    graph = model.graph
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    changed = False
+    for concat in [n for n in graph.node if n.op_type == "Concat"]:
+        pair = _pair_behind(concat.output[0], readers)
+        if pair is None:
+            continue
+        quantize, dequantize = pair
+        at = list(graph.node).index(concat)
+        for i, name in enumerate(list(concat.input)):
+            made = [f"{concat.output[0]}_{i}_{kind}" for kind in ("quantized", "dequantized")]
+            for new, old, source in zip(made, pair, (name, made[0]), strict=True):
+                graph.node.insert(at, helper.make_node(old.op_type, [source, *old.input[1:]], [new], name=new))
+                at += 1
+            concat.input[i] = made[1]
+        concat.output[0] = dequantize.output[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
+        changed = True
+    return changed
+
+
+def _pair_behind(value: str, readers: dict[str, list[NodeProto]]) -> tuple[NodeProto, NodeProto] | None:
+    """The Q and the DQ that alone read ``value``, one behind the other."""
+    found = []
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        after = readers.get(value, [])
+        if len(after) != 1 or after[0].op_type != op:
+            return None
+        found.append(after[0])
+        value = after[0].output[0]
+    return found[0], found[1]
+
+
 def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str]:
     """What became of each layer: weight name → "int8" where an integer kernel runs it, else "float32".
 

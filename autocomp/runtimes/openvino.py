@@ -11,7 +11,6 @@ import importlib.util
 import io
 import re
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
@@ -32,7 +31,7 @@ OPTIONS: dict[str, str | tuple[Any, ...]] = {
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _PRECISIONS = {"u8": "int8", "i8": "int8", **{short: name for name, short in _TYPES.items()}}
 _EXECUTED = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-_SUFFIXES = ("", "/WithoutBiases", "_original")  # a layer is renamed when its bias or its output is split off
+_MOVES = ("Convert", "Reorder", "Reshape", "Transpose")
 _NODE = re.compile(r"<Node\(\w+\): ([^>]+)>")
 _NO_RULE = re.compile(r"No conversion rule found for operations: (\w+)-\d+")
 _PREAMBLE = re.compile(r"^(Exception from |Check '.*' failed at |Summary:|-- Conversion is failed)")
@@ -51,6 +50,7 @@ class OpenVinoEngine:
         import openvino
 
         self._type = compiled.input(0).element_type.to_dtype()
+        self._batch = int(compiled.input(0).shape[0])
         self._requests: tuple[Any, Any] | None = (compiled.create_infer_request(), compiled.create_infer_request())
         fixed = np.ascontiguousarray(example, dtype=self._type)
         self.run(fixed)
@@ -61,15 +61,20 @@ class OpenVinoEngine:
         self._fixed = fixed  # the tensor shares its memory
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
-        """First output [n, ...] for inputs [n, ...]; :class:`UnsupportedError` where they do not fit."""
+        """First output [n, ...] for inputs [n, ...], run in batches of the size that was built, the last one padded.
+
+        Raises:
+            UnsupportedError: the inputs do not fit.
+        """
         import numpy as np
 
-        request = self._open()[0]
+        request, size = self._open()[0], self._batch
+        padded = np.pad(inputs, [(0, -len(inputs) % size), *[(0, 0)] * (inputs.ndim - 1)]).astype(self._type)
         try:
-            outputs = request.infer([np.ascontiguousarray(inputs, self._type)])
+            outputs = [np.array(request.infer([padded[i : i + size]])[0]) for i in range(0, len(padded), size)]
         except RuntimeError as error:
             raise UnsupportedError(_explain("cannot run the model", error)) from error
-        return np.array(outputs[0])
+        return np.concatenate(outputs)[: len(inputs)]
 
     def time_once_s(self) -> float:
         """Seconds of one inference on the example; input and output stay where they are."""
@@ -131,22 +136,27 @@ class OpenVino:
         from autocomp.runtimes import _onnx_graph as graphs
 
         source = graphs.load(onnx_model)
+        prepared = source.SerializeToString() if graphs.quantize_before_concat(source) else onnx_model
         core = openvino.Core()
         try:
-            model = core.read_model(onnx_model, b"")
+            model = core.read_model(prepared, b"")
             if len(model.inputs) != 1:
                 names = ", ".join(i.get_any_name() for i in model.inputs)
                 raise UnsupportedError(f"openvino: the model has {len(model.inputs)} inputs ({names}); engines take one")
+            model.reshape(list(example.shape))  # with a free batch axis 2026.4 gives wrong results (convnext in int8)
             compiled = core.compile_model(model, "CPU", _config(profile))
             data = compiled.export_model().getvalue()
         except RuntimeError as error:
             raise UnsupportedError(_explain("cannot build the model", error, source)) from error
-        executed = dict(_executed(compiled))
-        calls = [(weight, _executed_as(node.name, node.output[0], executed)) for node, weight in graphs.layer_calls(source)]
+        executed = _executed(compiled)
+        found = {
+            weight: executed.get(weight) or executed.get(node.name) or [("float32", "unknown")]
+            for node, weight in graphs.layer_calls(source)
+        }
         return Plan(
             data=data,
-            layers=graphs.joined((weight, precision) for weight, (precision, _) in calls),
-            details={"kernels": {weight: kernel for weight, (_, kernel) in calls}},
+            layers=graphs.joined((weight, precision) for weight, calls in found.items() for precision, _ in calls),
+            details={"kernels": {weight: calls[0][1] for weight, calls in found.items()}},
         )
 
     def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
@@ -179,26 +189,34 @@ def _config(profile: HardwareProfile) -> dict[str, Any]:
     return config
 
 
-def _executed(compiled: Any) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Name of an original node → (element type, kernel) of the layer that executes it."""
+def _executed(compiled: Any) -> dict[str, list[tuple[str, str]]]:
+    """(precision, kernel) of the layers that are executed, by the names of their weights and of the nodes in them.
+
+    Weights keep their names, except where they are reshaped (grouped convolutions); nodes keep theirs, except
+    where they are fused with a bias.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
     for op in compiled.get_runtime_model().get_ordered_ops():
-        info = op.get_rt_info()
-        told = {key: info[key].astype(str) for key in ("layerType", "originalLayersNames") if key in info}
-        if told.get("layerType") not in _EXECUTED:
-            continue
-        kind, kernel = (info[key].astype(str) for key in ("runtimePrecision", "primitiveType"))
-        for name in told.get("originalLayersNames", "").split(","):
-            yield name, (kind, kernel)
+        if _told(op, "layerType") in _EXECUTED:
+            precision = _told(op, "runtimePrecision")
+            said = (_PRECISIONS.get(precision, precision), _told(op, "primitiveType"))
+            weights = [_constant(source.get_node()) for source in op.input_values()[1:]]
+            names = {n for o in (op, *weights) for n in _told(o, "originalLayersNames").split(",")}
+            for name in names:
+                found.setdefault(name.removesuffix("/WithoutBiases"), []).append(said)
+    return found
 
 
-def _executed_as(node: str, output: str, executed: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    """(precision, kernel) of a node; ("float32", "not found") where the executed graph does not show it."""
-    for name in (node, output):
-        for suffix in _SUFFIXES:
-            if name and name + suffix in executed:
-                kind, kernel = executed[name + suffix]
-                return _PRECISIONS.get(kind, kind), kernel
-    return "float32", "not found"
+def _constant(op: Any) -> Any:
+    """What ``op`` is made from, if it only moves or unpacks one constant."""
+    while _told(op, "layerType") in _MOVES:
+        op = op.input_value(0).get_node()
+    return op
+
+
+def _told(op: Any, key: str) -> str:
+    info = op.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""
 
 
 def _explain(what: str, error: Exception, model: ModelProto | None = None) -> str:
