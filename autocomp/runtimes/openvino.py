@@ -193,17 +193,24 @@ def _executed(compiled: Any) -> dict[str, list[tuple[str, str]]]:
     """(precision, kernel) of the layers that are executed, by the names of their weights and of the nodes in them.
 
     Weights keep their names, except where they are reshaped (grouped convolutions); nodes keep theirs, except
-    where they are fused with a bias.
+    where they are fused with a bias. In a subgraph that holds several products each runs in its weight's precision.
     """
     found: dict[str, list[tuple[str, str]]] = {}
+
+    def say(names: str, precision: str, kernel: str) -> None:
+        for name in names.split(","):
+            known = found.setdefault(name.removesuffix("/WithoutBiases"), [])
+            known.append((_PRECISIONS.get(precision, precision), kernel))
+
     for op in compiled.get_runtime_model().get_ordered_ops():
-        if _told(op, "layerType") in _EXECUTED:
-            precision = _told(op, "runtimePrecision")
-            said = (_PRECISIONS.get(precision, precision), _told(op, "primitiveType"))
-            weights = [_constant(source.get_node()) for source in op.input_values()[1:]]
-            names = {n for o in (op, *weights) for n in _told(o, "originalLayersNames").split(",")}
-            for name in names:
-                found.setdefault(name.removesuffix("/WithoutBiases"), []).append(said)
+        kind, kernel = _told(op, "layerType"), _told(op, "primitiveType")
+        if kind not in _EXECUTED and kind != "Subgraph":
+            continue
+        for weight in [_constant(source.get_node()) for source in op.input_values()[1:]]:
+            precision = _told(weight, "outputPrecisions") if kind == "Subgraph" else _told(op, "runtimePrecision")
+            say(_told(weight, "originalLayersNames"), precision, kernel)
+        if kind != "Subgraph":
+            say(_told(op, "originalLayersNames"), _told(op, "runtimePrecision"), kernel)
     return found
 
 
