@@ -140,9 +140,11 @@ class OpenVino:
         core = openvino.Core()
         try:
             model = core.read_model(prepared, b"")
-            if len(model.inputs) != 1:
-                names = ", ".join(i.get_any_name() for i in model.inputs)
-                raise UnsupportedError(f"openvino: the model has {len(model.inputs)} inputs ({names}); engines take one")
+            names = [i.get_any_name() for i in model.inputs]
+            if len(names) != 1:
+                raise UnsupportedError(
+                    f"openvino: the model has {len(names)} inputs ({', '.join(names)}); engines take one"
+                )
             model.reshape(list(example.shape))  # with a free batch axis 2026.4 gives wrong results (convnext in int8)
             compiled = core.compile_model(model, "CPU", _config(profile))
             data = compiled.export_model().getvalue()
