@@ -48,6 +48,11 @@ class TinyNetwork:
             out[f"{name}.bias"] = (0.1 * rng.standard_normal(shape[0])).astype(np.float32)
         return out
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers' weights."""
+        return [name for name in self.weights if name.endswith(".weight")]
+
     def inputs(self, batch_size: int = 1) -> np.ndarray:
         """[batch_size, 3, size, size] float32, standard normal clipped to ±3."""
         rng = np.random.default_rng(self.seed + 1)

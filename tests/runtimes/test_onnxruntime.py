@@ -199,15 +199,6 @@ def test_two_inputs_are_refused(target: Target) -> None:
         target.runtime.build(model, target.profile, np.zeros((1, 3), np.float32))
 
 
-def test_closed_engine_says_so(target: Target) -> None:
-    network = TinyNetwork()
-    engine = target.engine(network.onnx_bytes(), network.inputs())
-    engine.close()
-    for call in (lambda: engine.run(network.inputs()), engine.time_once_s):
-        with pytest.raises(UnsupportedError, match="closed"):
-            call()
-
-
 @pytest.mark.parametrize("options", [{"graph_optimization": "disabled"}, {"allow_spinning": False}, {}])
 def test_options_of_the_profile(target: Target, options: dict[str, object]) -> None:
     import dataclasses
