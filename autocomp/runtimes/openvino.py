@@ -198,22 +198,29 @@ def _executed(compiled: Any) -> dict[str, list[tuple[str, str]]]:
     where they are fused with a bias. In a subgraph that holds several products each runs in its weight's precision.
     """
     found: dict[str, list[tuple[str, str]]] = {}
-
-    def say(names: str, precision: str, kernel: str) -> None:
-        for name in names.split(","):
-            known = found.setdefault(name.removesuffix("/WithoutBiases"), [])
-            known.append((_PRECISIONS.get(precision, precision), kernel))
-
     for op in compiled.get_runtime_model().get_ordered_ops():
         kind, kernel = _told(op, "layerType"), _told(op, "primitiveType")
         if kind not in _EXECUTED and kind != "Subgraph":
             continue
-        for weight in [_constant(source.get_node()) for source in op.input_values()[1:]]:
-            precision = _told(weight, "outputPrecisions") if kind == "Subgraph" else _told(op, "runtimePrecision")
-            say(_told(weight, "originalLayersNames"), precision, kernel)
-        if kind != "Subgraph":
-            say(_told(op, "originalLayersNames"), _told(op, "runtimePrecision"), kernel)
+        weights = [_constant(source.get_node()) for source in op.input_values()[1:]]
+        own = [] if kind == "Subgraph" else [(op, _precision(op))]
+        for part, precision in [(w, own[0][1] if own else _element(w)) for w in weights] + own:
+            for name in _told(part, "originalLayersNames").split(","):
+                found.setdefault(name.removesuffix("/WithoutBiases"), []).append((precision, kernel))
     return found
+
+
+def _precision(op: Any) -> str:
+    """What a product computes in: "int8" where both factors are. ``runtimePrecision`` says so of one alone, too."""
+    factors = [_element(source.get_node(), source.get_index()) for source in op.input_values()[:2]]
+    return next((p for p in factors if p != "int8"), "int8")
+
+
+def _element(op: Any, output: int = 0) -> str:
+    """Precision of an output."""
+    told = _told(op, "outputPrecisions").split(",")
+    short = told[min(output, len(told) - 1)]  # one for all, where it says one
+    return _PRECISIONS.get(short, short)
 
 
 def _constant(op: Any) -> Any:
