@@ -36,7 +36,19 @@ FLOORS = (
 ONLY_FOR = {"config": {"cli", "api", "__init__"}}
 """Parts that nobody but these may import."""
 
-HEAVY = ("torch", "optuna", "ray", "onnx", "onnxruntime", "pandas", "matplotlib", "plotly", "sklearn", "scipy")
+HEAVY = (
+    "torch",
+    "optuna",
+    "ray",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "pandas",
+    "matplotlib",
+    "plotly",
+    "sklearn",
+    "scipy",
+)
 
 
 def floor_of(part: str) -> int:

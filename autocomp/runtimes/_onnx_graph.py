@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -103,6 +104,51 @@ def _drop_unused(graph: GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
+def quantize_before_concat(model: ModelProto) -> bool:
+    """Move a Q/DQ pair from behind a concatenation to its inputs, in place: elementwise, so the result is the same.
+
+    OpenVINO does so itself, and 2026.4 crashes in it (``MoveFakeQuantize``) where some inputs are quantized already.
+
+    Returns:
+        Whether anything changed.
+    """
+    graph = model.graph
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    changed = False
+    for concat in [n for n in graph.node if n.op_type == "Concat"]:
+        pair = _pair_behind(concat.output[0], readers)
+        if pair is None:
+            continue
+        quantize, dequantize = pair
+        at = list(graph.node).index(concat)
+        for i, name in enumerate(list(concat.input)):
+            made = [f"{concat.output[0]}_{i}_{kind}" for kind in ("quantized", "dequantized")]
+            for new, old, source in zip(made, pair, (name, made[0]), strict=True):
+                graph.node.insert(at, helper.make_node(old.op_type, [source, *old.input[1:]], [new], name=new))
+                at += 1
+            concat.input[i] = made[1]
+        concat.output[0] = dequantize.output[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
+        changed = True
+    return changed
+
+
+def _pair_behind(value: str, readers: dict[str, list[NodeProto]]) -> tuple[NodeProto, NodeProto] | None:
+    """The Q and the DQ that alone read ``value``, one behind the other."""
+    found = []
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        after = readers.get(value, [])
+        if len(after) != 1 or after[0].op_type != op:
+            return None
+        found.append(after[0])
+        value = after[0].output[0]
+    return found[0], found[1]
+
+
 def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str]:
     """What became of each layer: weight name → "int8" where an integer kernel runs it, else "float32".
 
@@ -117,20 +163,28 @@ def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str
     integer = [n for n in optimised.graph.node if n.op_type in INTEGER_OPS]
     by_name = {_COPY.sub("", n.name) for n in integer if n.name}
     by_input = {name for n in integer for name in n.input}
-    producers = {name: node for node in source.graph.node for name in node.output}
-    initializers = {i.name for i in source.graph.initializer}
+    calls = [
+        (weight, "int8" if (node.name in by_name if node.name else weight in by_input) else "float32")
+        for node, weight in layer_calls(source)
+    ]
+    return joined(calls)
+
+
+def layer_calls(model: ModelProto) -> list[tuple[NodeProto, str]]:
+    """Nodes that multiply by a weight, with the weight's initializer name, in order of execution."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    initializers = {i.name for i in model.graph.initializer}
+    layers = [n for n in model.graph.node if n.op_type in LAYER_OPS]
+    found = [(node, _weight_name(node, producers, initializers)) for node in layers]
+    return [(node, weight) for node, weight in found if weight is not None]
+
+
+def joined(calls: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Weight → precision from (weight, precision) of each call; where calls differ, "float32"."""
     out: dict[str, str] = {}
-    for node in source.graph.node:
-        if node.op_type not in LAYER_OPS:
-            continue
-        weight = _weight_name(node, producers, initializers)
-        if weight is None:
-            continue
-        runs_int8 = node.name in by_name if node.name else weight in by_input
-        if not runs_int8 or out.get(weight) == "float32":
-            out[weight] = "float32"
-        else:
-            out[weight] = "int8"
+    for weight, precision in calls:
+        known = out.get(weight, precision)
+        out[weight] = known if known == precision else "float32"
     return out
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
-from autocomp.environment import cpu
 from autocomp.errors import UnsupportedError
+from autocomp.runtimes import _cpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,11 +109,7 @@ class OnnxRuntime:
         """Version, and the CPU with the instructions its integer kernels use."""
         import onnxruntime as ort
 
-        return {
-            "onnxruntime": ort.__version__,
-            "device": f"{cpu()['model']}, {cpu()['cores']} cores",
-            "int8_instructions": int8_instructions(cpu()["flags"]),
-        }
+        return {"onnxruntime": ort.__version__, **_cpu.versions()}
 
     def build(self, onnx_model: bytes, profile: HardwareProfile, example: np.ndarray) -> Plan:
         """Optimise a model with one input, float32 or token ids, for this CPU.
@@ -172,27 +168,6 @@ class OnnxRuntime:
 def runtime() -> OnnxRuntime:
     """The runtime of this module."""
     return OnnxRuntime()
-
-
-def int8_instructions(flags: frozenset[str]) -> str:
-    """The fastest integer dot product a CPU has, and a warning where products can saturate.
-
-    Without VNNI, uint8 × int8 pairs are summed in 16 bits and saturate: 255·127·2 > 32767. Weights
-    within ±63 avoid it. Source: ONNX Runtime documentation, "Quantize ONNX models", section
-    "When and why do I need to try U8U8?".
-    """
-    for flag, title in (
-        ("amx_int8", "AMX"),
-        ("avx512_vnni", "AVX-512 VNNI"),
-        ("avx_vnni", "AVX VNNI"),
-        ("i8mm", "Arm i8mm"),
-        ("asimddp", "Arm dot product"),
-    ):
-        if flag in flags:
-            return title
-    if flags & {"avx2", "avx512bw", "avx"}:
-        return "no VNNI: int8 sums may saturate at 16 bits, accuracy on this CPU can differ from the simulation"
-    return "none known"
 
 
 def _session_options(profile: HardwareProfile, level: str | None = None, optimised: Path | None = None) -> Any:

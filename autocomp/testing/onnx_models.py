@@ -48,6 +48,11 @@ class TinyNetwork:
             out[f"{name}.bias"] = (0.1 * rng.standard_normal(shape[0])).astype(np.float32)
         return out
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers' weights."""
+        return [name for name in self.weights if name.endswith(".weight")]
+
     def inputs(self, batch_size: int = 1) -> np.ndarray:
         """[batch_size, 3, size, size] float32, standard normal clipped to ±3."""
         rng = np.random.default_rng(self.seed + 1)
@@ -82,6 +87,58 @@ def quantize_per_channel(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = (np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127).astype(np.float32)
     integers = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     return np.clip(integers, -127, 127).astype(np.int8), scale
+
+
+def single_layer(
+    op: str, rank: int, *, int8: bool = True, input_grid: bool = True, output_grid: bool = True, **attributes: Any
+) -> bytes:
+    """One layer with 4 inputs and 6 outputs, int8 weights and Q/DQ pairs as asked; input [1, 4, 8, ...]."""
+    rng = np.random.default_rng(0)
+    axis = 1 if op in ("ConvTranspose", "MatMul") else 0
+    kernel = (3,) * (rank - 2)
+    shape = (4, 6, *kernel) if axis == 1 else (6, 4, *kernel)
+    constants: dict[str, Any] = {
+        "s": np.float32(6 / 255),
+        "z": np.uint8(128),
+        "b": rng.standard_normal(6).astype(np.float32),
+    }
+    nodes: list[onnx.NodeProto] = []
+    x, w = "input", "w"
+    if input_grid:
+        nodes += [
+            helper.make_node("QuantizeLinear", [x, "s", "z"], ["xq"]),
+            helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        ]
+        x = "xd"
+    if int8:
+        constants |= {
+            "w": rng.integers(-127, 128, shape).astype(np.int8),
+            "ws": np.full(6, 0.01, np.float32),
+            "wz": np.zeros(6, np.int8),
+        }
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis))
+        w = "wd"
+    else:
+        constants["w"] = rng.standard_normal(shape).astype(np.float32)
+    inputs = [x, w] if op == "MatMul" else [x, w, "b"]
+    nodes.append(helper.make_node(op, inputs, ["y"], name="/layer", **attributes))
+    out = "y"
+    if output_grid:
+        constants |= {"os": np.float32(0.1), "oz": np.uint8(128)}
+        nodes += [
+            helper.make_node("QuantizeLinear", ["y", "os", "oz"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "os", "oz"], ["yd"]),
+        ]
+        out = "yd"
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4, *(8,) * (rank - 2)])],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k != "b" or op != "MatMul"],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
 
 
 class _Writer:

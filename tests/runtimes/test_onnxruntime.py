@@ -12,9 +12,10 @@ from autocomp import runtimes
 from autocomp.core.hardware import Target
 from autocomp.errors import UnknownNameError, UnsupportedError
 from autocomp.runtimes import _onnx_graph as graphs
+from autocomp.runtimes._cpu import int8_instructions
 from autocomp.runtimes._profiles import load_profile, load_target
-from autocomp.runtimes.onnxruntime import OnnxRuntime, int8_instructions
-from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork
+from autocomp.runtimes.onnxruntime import OnnxRuntime
+from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork, single_layer
 
 ALL = frozenset({"conv1", "conv2", "fc"})
 
@@ -26,52 +27,6 @@ def target() -> Target:
 
 def precisions(target: Target, model: bytes, example: np.ndarray) -> dict[str, str]:
     return dict(target.runtime.build(model, target.profile, example).layers)
-
-
-def single_layer(
-    op: str, rank: int, *, int8: bool = True, input_grid: bool = True, output_grid: bool = True, **attributes: object
-) -> bytes:
-    """One layer with 4 inputs and 6 outputs, int8 weights and Q/DQ pairs as asked; input [1, 4, 8, ...]."""
-    rng = np.random.default_rng(0)
-    axis = 1 if op in ("ConvTranspose", "MatMul") else 0
-    kernel = (3,) * (rank - 2)
-    shape = (4, 6, *kernel) if axis == 1 else (6, 4, *kernel)
-    constants = {"s": np.float32(6 / 255), "z": np.uint8(128), "b": rng.standard_normal(6).astype(np.float32)}
-    nodes, x, w = [], "input", "w"
-    if input_grid:
-        nodes += [
-            helper.make_node("QuantizeLinear", [x, "s", "z"], ["xq"]),
-            helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
-        ]
-        x = "xd"
-    if int8:
-        constants |= {
-            "w": rng.integers(-127, 128, shape).astype(np.int8),
-            "ws": np.full(6, 0.01, np.float32),
-            "wz": np.zeros(6, np.int8),
-        }
-        nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis))
-        w = "wd"
-    else:
-        constants["w"] = rng.standard_normal(shape).astype(np.float32)
-    inputs = [x, w] if op == "MatMul" else [x, w, "b"]
-    nodes.append(helper.make_node(op, inputs, ["y"], name="/layer", **attributes))
-    out = "y"
-    if output_grid:
-        constants |= {"os": np.float32(0.1), "oz": np.uint8(128)}
-        nodes += [
-            helper.make_node("QuantizeLinear", ["y", "os", "oz"], ["yq"]),
-            helper.make_node("DequantizeLinear", ["yq", "os", "oz"], ["yd"]),
-        ]
-        out = "yd"
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4, *(8,) * (rank - 2)])],
-        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k != "b" or op != "MatMul"],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
 
 KINDS = {
@@ -198,15 +153,6 @@ def test_two_inputs_are_refused(target: Target) -> None:
         target.runtime.build(model, target.profile, np.zeros((1, 3), np.float32))
 
 
-def test_closed_engine_says_so(target: Target) -> None:
-    network = TinyNetwork()
-    engine = target.engine(network.onnx_bytes(), network.inputs())
-    engine.close()
-    for call in (lambda: engine.run(network.inputs()), engine.time_once_s):
-        with pytest.raises(UnsupportedError, match="closed"):
-            call()
-
-
 @pytest.mark.parametrize("options", [{"graph_optimization": "disabled"}, {"allow_spinning": False}, {}])
 def test_options_of_the_profile(target: Target, options: dict[str, object]) -> None:
     import dataclasses
@@ -235,9 +181,10 @@ def test_listing_knows_runtimes_only() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, autocomp.runtimes.onnxruntime as m, autocomp.runtimes._profiles as p, autocomp.environment as e;"
-        "p.list_targets(); p.load_target('cpu-onnxruntime'); e.environment(); e.doctor();"
-        "print([n for n in ('onnxruntime', 'onnx', 'torch', 'optuna') if n in sys.modules])"
+        "import sys, autocomp.runtimes as r, autocomp.runtimes._profiles as p, autocomp.environment as e;"
+        "[r.module(n) for n in r.names()]; p.list_targets(); p.load_target('cpu-onnxruntime');"
+        "e.environment(); e.doctor();"
+        "print([n for n in ('onnxruntime', 'openvino', 'onnx', 'torch', 'optuna') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
