@@ -137,8 +137,8 @@ def _half(tensor: onnx.TensorProto, *, scale: bool = False) -> onnx.TensorProto:
     top = float(np.abs(finite).max(initial=0.0))
     if top > limit:
         raise UnsupportedError(
-            f"tensor {tensor.name!r} holds {top:g}, float16 ends at {limit:g}: take a profile whose placement.float_type "
-            "is float32"
+            f"tensor {tensor.name!r} holds {top:g}, float16 ends at {limit:g}: take a profile whose "
+            "placement.float_type is float32"
         )
     if scale:
         finite = np.maximum(finite, _SMALLEST)

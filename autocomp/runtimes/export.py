@@ -84,7 +84,9 @@ class OnnxExporter:
         shared = [other for other in self.network.layers.values() if other.weight == layer.weight]
         if layer.kind != "linear" or len(shared) > 1 or not fits_int4(compressed.tensors.get(layer.weight)):
             return 0
-        return next((size for size in placement.int4_blocks if layer.weight_shape[1] % size == 0), 0)
+        inputs = layer.weight_shape[1]
+        # one block only would be a scale a channel, which TensorRT dequantizes in a kernel of its own
+        return next((size for size in placement.int4_blocks if inputs > size and inputs % size == 0), 0)
 
     def export(
         self,
