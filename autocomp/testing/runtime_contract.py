@@ -19,7 +19,11 @@ from autocomp.runtimes._profiles import load_profile
 from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork
 
 FLOAT32 = TinyNetwork()
-INT8 = TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}))
+
+
+def int8_network(target: Target) -> TinyNetwork:
+    """All layers int8, on grids that the target takes."""
+    return TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}), symmetric=target.profile.placement.symmetric)
 
 
 class RuntimeContract:
@@ -42,11 +46,11 @@ class RuntimeContract:
     @pytest.fixture
     def target(self) -> Target:
         profile = load_profile(self.profile_name)
-        runtime = runtimes.find(profile.runtime)
-        missing = runtime.missing()
-        if missing is not None:
-            pytest.skip(f"{self.profile_name}: {missing}")
-        return Target(profile=profile, runtime=runtime)
+        found = Target(profile=profile, runtime=runtimes.find(profile.runtime))
+        reason = found.cannot_measure()
+        if reason is not None:
+            pytest.skip(f"{self.profile_name}: {reason}")
+        return found
 
     @pytest.fixture
     def engine(self, target: Target) -> Iterator[Engine]:
@@ -74,13 +78,14 @@ class RuntimeContract:
     def test_int8_agrees_with_torch(self, target: Target) -> None:
         if not any("int8" in p for p in target.profile.precisions.values()):
             pytest.skip(f"{self.profile_name} runs no layer in int8")
-        inputs = INT8.inputs(8)
-        engine = target.engine(INT8.onnx_bytes(), inputs)
+        network = int8_network(target)
+        inputs = network.inputs(8)
+        engine = target.engine(network.onnx_bytes(), inputs)
         try:
             outputs = engine.run(inputs)
         finally:
             engine.close()
-        steps = np.abs(outputs - INT8.torch_outputs(inputs)) / OUTPUT_SCALE
+        steps = np.abs(outputs - network.torch_outputs(inputs)) / OUTPUT_SCALE
         assert steps.max() <= self.int8_steps + 1e-3
 
     def test_same_input_same_output(self, engine: Engine) -> None:
@@ -109,7 +114,8 @@ class RuntimeContract:
         np.testing.assert_array_equal(before, engine.run(inputs))
 
     def test_plan_tells_what_runs(self, target: Target) -> None:
-        plan = target.runtime.build(INT8.onnx_bytes(), target.profile, INT8.inputs())
+        network = int8_network(target)
+        plan = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
         assert plan.engine_bytes == len(plan.data) > 0
         assert set(plan.layers) == {"conv1.weight", "conv2.weight", "fc.weight"}
         able = any("int8" in p for p in target.profile.precisions.values())
