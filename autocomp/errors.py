@@ -20,9 +20,19 @@ from collections.abc import Iterable
 
 
 class AutocompError(Exception):
-    """Base of all; ``exit_code`` is what the command line returns."""
+    """Base of all; ``exit_code`` is what the command line returns.
+
+    Args:
+        message: one line.
+        failure: the word under which an evaluation that ends so is recorded ("timeout", "died", "oom"); None: the
+            class's name.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "", *, failure: str | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class ConfigError(AutocompError):

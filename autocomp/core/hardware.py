@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where activations are quantized around an int8 layer: a fact of the runtime's fusions.
+    """How a candidate is written for the target: where activations are quantized, and what stays float.
 
     Attributes:
         outputs: also quantize the layer's output value (ONNX Runtime fuses a convolution only
@@ -21,11 +21,22 @@ class Placement:
         elementwise: also quantize the result of additions, concatenations and pooling whose inputs
             are all quantized.
         symmetric: zero point 0 in int8 (TensorRT); else uint8 with a free zero point.
+        residual: also quantize what an addition adds to the result of an int8 convolution (the identity or the
+            shortcut), so that the kernel that does both reads int8; the pair is shared with the convolutions
+            that read the same value.
+        depthwise: depthwise convolutions run in int8 too; else they stay in ``float_type``.
+        float_type: "float32" or "float16": what everything computes in that is not integer.
+        int4_blocks: block sizes of 4-bit weights of linear layers that stay float (weight-only), the
+            preferred one first; none: such weights are written in ``float_type``.
     """
 
     outputs: bool = True
     elementwise: bool = True
     symmetric: bool = False
+    residual: bool = False
+    depthwise: bool = True
+    float_type: str = "float32"
+    int4_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

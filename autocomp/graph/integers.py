@@ -20,12 +20,21 @@ MATRIX_KINDS = ("conv1d", "conv2d", "conv3d", "linear")
 
 def fits_int8(encoding: Encoding | None) -> bool:
     """Whether a weight is a symmetric grid whose symbols lie in [-127, 127]."""
+    return _fits(encoding, -127, 127)
+
+
+def fits_int4(encoding: Encoding | None) -> bool:
+    """Whether a weight is a symmetric grid whose symbols lie in [-8, 7]."""
+    return _fits(encoding, -8, 7)
+
+
+def _fits(encoding: Encoding | None, smallest: int, largest: int) -> bool:
     if not isinstance(encoding, QuantizedTensor) or not encoding.symbols.numel():
         return False
     if encoding.zero_point is not None and bool((encoding.zero_point != 0).any()):
         return False
     low, high = torch.aminmax(encoding.symbols)
-    return int(low) >= -127 and int(high) <= 127
+    return int(low) >= smallest and int(high) <= largest
 
 
 def grids(network: Network, activations: Mapping[str, ActivationQuantizer]) -> dict[str, ActivationQuantizer]:
@@ -83,6 +92,14 @@ def integer_layers(
         and all(key in quantizers for key in reads)
         and fits_int8(compressed.tensors.get(network.layers[name].weight))
     ]
+
+
+def has_integer_bias(quantizer: ActivationQuantizer) -> bool:
+    """Whether kernels behind this quantizer add the bias to their sums as int32, or in floating point.
+
+    ONNX Runtime's kernels, on uint8, do the former; TensorRT takes int8 with zero point 0 and refuses int32 biases.
+    """
+    return quantizer.low >= 0
 
 
 def integer_bias(bias: Tensor, weight: QuantizedTensor, input_scale: float) -> tuple[Tensor, Tensor] | None:

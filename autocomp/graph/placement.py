@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autocomp.core.hardware import Placement
-from autocomp.core.network import Network, Value
+from autocomp.core.network import Layer, Network, Value
 from autocomp.graph import ops
 
 
@@ -17,9 +17,10 @@ def quantized_values(network: Network, int8_layers: Mapping[str, str], placement
     """Value key → calibrator name, in order of execution.
 
     Quantized are the input of each int8 layer and, as ``placement`` says, its output (behind the
-    activation that fuses with it) and what additions, concatenations and pooling make of values that are
-    all quantized. The network's output stays in float32. A value that only moves elements of a quantized
-    one (flatten, max pooling, ...) lies on its grid and gets no quantizer of its own.
+    activation that fuses with it), the other operand of an addition behind it, and what additions,
+    concatenations and pooling make of values that are all quantized. The network's output stays in
+    float32. A value that only moves elements of a quantized one (flatten, max pooling, ...) lies on its
+    grid and gets no quantizer of its own.
 
     Args:
         network: with a graph; without one nothing can be quantized and the result is empty.
@@ -27,12 +28,16 @@ def quantized_values(network: Network, int8_layers: Mapping[str, str], placement
         placement: of the target.
     """
     asked: dict[str, str] = {}
+    int8_layers = {name: c for name, c in int8_layers.items() if may_run_int8(network.layers[name], placement)}
     for name, calibrator in int8_layers.items():
         layer = network.layers[name]
         for key in _call_values(network, name):
             asked.setdefault(key, calibrator)
         if placement.outputs and layer.output_value is not None:
             asked.setdefault(layer.output_value, calibrator)
+    if placement.residual:
+        for key, calibrator in _residual_operands(network, int8_layers).items():
+            asked.setdefault(key, calibrator)
     forbidden = output_values(network)
     fused = _fused_activations(network)
     chosen: dict[str, str] = {}
@@ -54,6 +59,35 @@ def quantized_values(network: Network, int8_layers: Mapping[str, str], placement
             if sources and all(sources):
                 grid[key] = chosen[key] = str(sources[0])
     return chosen
+
+
+def may_run_int8(layer: Layer, placement: Placement) -> bool:
+    """Whether the target wants this layer in int8 at all."""
+    depthwise = layer.groups > 1 and layer.weight_shape[1] == 1
+    return placement.depthwise or not depthwise
+
+
+def _residual_operands(network: Network, int8_layers: Mapping[str, str]) -> dict[str, str]:
+    """Value → calibrator: what additions add to the result of an int8 convolution.
+
+    Of two convolutions one does the addition: the shortcut's result is what gets added, and the shortcut is
+    the one that reads a value from further back.
+    """
+    made = {
+        layer.output_value: (name, layer)
+        for name, layer in network.layers.items()
+        if name in int8_layers and layer.kind.startswith("conv") and layer.output_value is not None
+    }
+    order = {key: i for i, key in enumerate(network.values)}
+    found: dict[str, str] = {}
+    for value in network.values.values():
+        main = [p for p in value.producers if p in made]
+        if value.op != "add" or len(value.producers) != 2 or not main:
+            continue
+        main.sort(key=lambda p: order.get(made[p][1].input_value or "", -1))
+        operand = next(p for p in value.producers if p != main[-1])
+        found[operand] = int8_layers[made[main[-1]][0]]
+    return found
 
 
 def _call_values(network: Network, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph.integers import grids, integer_bias, integer_layers, layer_reads
+from autocomp.graph.integers import grids, has_integer_bias, integer_bias, integer_layers, layer_reads
 from autocomp.graph.program import Program
 
 
@@ -62,7 +62,8 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
     for name in integer_layers(network, compressed, quantizers):
         layer = network.layers[name]
         weight = compressed.tensors[layer.weight]
-        scales = {quantizers[key].scale for key in reads[name]}
+        grid = [quantizers[key] for key in reads[name]]
+        scales = {q.scale for q in grid if has_integer_bias(q)}
         matrix_product = layer.kind == "linear" and len(layer.input_shape) > 1  # its bias is added in float32
         if layer.bias is None or matrix_product or len(scales) != 1 or not isinstance(weight, QuantizedTensor):
             continue
@@ -73,19 +74,18 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
             tensors[layer.bias] = (symbols * scale.double()).float()
 
 
-def simulated(network: Network, compressed: CompressedModel, *, int32_bias: bool = True) -> nn.Module:
+def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
     """A module that computes what the compressed network computes, in eval mode.
 
     Weights are ``compressed.tensors`` after decoding (others as in ``network.module``); values named in
-    ``compressed.activations`` go through :func:`~autocomp.graph.program.fake_quantize`. Integer kernels
+    ``compressed.activations`` go through :func:`~autocomp.graph.program.fake_quantize`; biases are rounded where
+    integer kernels round them (:func:`~autocomp.graph.integers.has_integer_bias`). Integer kernels
     compute the same up to the rounding of float32 sums, so a value may differ by one step where a sum
-    lies at a tie.
+    lies at a tie. Everything else is float32 here: what float16 rounds on some targets is not simulated.
 
     Args:
         network: as traced.
         compressed: the candidate.
-        int32_bias: round biases as integer kernels do (:func:`~autocomp.graph.integers.integer_bias`)
-            wherever a layer has int8 weights and quantized inputs.
 
     Raises:
         UnsupportedError: quantized activations without a graph, or at values the network does not have.
@@ -94,7 +94,7 @@ def simulated(network: Network, compressed: CompressedModel, *, int32_bias: bool
     if network.graph is not None:
         program = Program(network.graph)
         quantizers = quantizer_nodes(program, network, compressed.activations)
-        if int32_bias and quantizers:
+        if quantizers:
             _round_biases(network, compressed, tensors)
         return Simulation(program, tensors, quantizers).eval()
     if compressed.activations:

@@ -11,14 +11,15 @@ import torch
 
 from autocomp.core.compressed import ActivationQuantizer
 from autocomp.core.encodings import QuantizedTensor
-from autocomp.graph.integers import integer_bias
+from autocomp.graph.integers import has_integer_bias, integer_bias
 
 if TYPE_CHECKING:
     import onnx
 
     from autocomp.runtimes._skeleton import Skeleton
 
-Pair = tuple[str, ActivationQuantizer]
+BLOCK_OPSET = 21
+"""The first operator set with 4-bit weights and a scale a block."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Graft:
     Args:
         skeleton: the exported network.
         tensors: state-dict key → float32 array, for every tensor that is not in ``integers``.
-        integers: state-dict key → symmetric int8 grid of the weights that stay integers.
+        integers: state-dict key → symmetric grid of the weights that stay integers.
+        blocks: state-dict key → block size, for those of ``integers`` that are 4-bit; the others are int8.
         quantizers: value key → quantizer, for every value that gets a Q/DQ pair.
-        int32_bias: biases of layers with integer weights become int32 at the scale of their sums.
     """
 
     def __init__(
@@ -47,12 +48,11 @@ class Graft:
         tensors: Mapping[str, np.ndarray],
         integers: Mapping[str, QuantizedTensor],
         quantizers: Mapping[str, ActivationQuantizer],
-        *,
-        int32_bias: bool,
+        blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
         self._tensors, self._integers, self._quantizers = tensors, integers, quantizers
-        self._int32_bias = int32_bias
+        self._blocks = blocks or {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {t.name: t for t in skeleton.constants}
         self._names: dict[str, str] = {}
@@ -64,7 +64,7 @@ class Graft:
         self._transposed = _transposed_weights(skeleton)
 
     def model(self, batch_size: int | None) -> onnx.ModelProto:
-        """The finished model; ``batch_size`` None leaves the batch axis free."""
+        """The finished model, in float32 and integers; ``batch_size`` None leaves the batch axis free."""
         import onnx
 
         for marker in self.skeleton.tensors:
@@ -82,10 +82,11 @@ class Graft:
             input=[_sized(info, batch_size) for info in self.skeleton.inputs],
             output=[_sized(info, batch_size) for info in outputs],
         )
+        opset = max(self.skeleton.opset, BLOCK_OPSET if self._blocks else 0)
         return onnx.ModelProto(
             ir_version=self.skeleton.ir_version,
             producer_name="autocomp",
-            opset_import=[onnx.OperatorSetIdProto(domain="", version=self.skeleton.opset)],
+            opset_import=[onnx.OperatorSetIdProto(domain="", version=opset)],
             graph=graph,
         )
 
@@ -99,16 +100,34 @@ class Graft:
             self._names[marker] = self._initializer(key, array.T if turned else array)
             return
         encoding = self._integers[key]
-        symbols = encoding.symbols.numpy().astype(np.int8)
+        symbols, scale = encoding.symbols.numpy().astype(np.int8), self._integer_scale(key)
+        if key in self._blocks:
+            self._names[marker] = self._dequantize_blocks(key, symbols, scale, turned)
+            return
         axis = encoding.axis
         if turned:
             symbols, axis = symbols.T, 1 - axis
-        scale = self._integer_scale(key)
         zero = np.zeros(scale.shape, np.int8)
         self._names[marker] = self._dequantize(key, symbols, scale, zero, axis)
 
+    def _dequantize_blocks(self, key: str, symbols: np.ndarray, scale: np.ndarray, turned: bool) -> str:
+        """4-bit weights [out, in] with a scale a block of inputs: the channel's own, repeated, so nothing is lost."""
+        import ml_dtypes
+        from onnx import helper
+
+        outputs, inputs = symbols.shape
+        size = self._blocks[key]
+        scales = np.broadcast_to(scale.reshape(-1, 1), (outputs, inputs // size))
+        small, axis = symbols.astype(ml_dtypes.int4), 1
+        if turned:
+            small, scales, axis = small.T, scales.T, 0
+        names = [self._initializer(key, small), self._initializer(f"{key}:scale", scales)]
+        out = f"{key}:dequantized"
+        self._nodes.append(helper.make_node("DequantizeLinear", names, [out], f"{key}:dq", axis=axis, block_size=size))
+        return out
+
     def _integer_scale(self, key: str) -> np.ndarray:
-        """Scale of an integer weight: [channels], or scalar."""
+        """Scale of an integer weight: [channels], or scalar, float32."""
         scale: np.ndarray = self._integers[key].scale.numpy().astype(np.float32)
         return scale.reshape(()) if scale.size == 1 else scale
 
@@ -148,7 +167,7 @@ class Graft:
         copy.CopyFrom(node)
         for i, name in enumerate(node.input):
             copy.input[i] = self._names.get(name, name)
-        if self._int32_bias and node.op_type in ("Conv", "Gemm", "ConvTranspose"):
+        if node.op_type in ("Conv", "Gemm", "ConvTranspose"):
             self._integer_bias(node, copy)
         self._nodes.append(copy)
         for name in node.output:
@@ -181,6 +200,8 @@ class Graft:
         bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
         quantizer = self._grid.get(copy.input[0])
         if weight not in self._integers or bias is None or quantizer is None or weight is None:
+            return
+        if not has_integer_bias(quantizer):
             return
         rounded = integer_bias(torch.from_numpy(self._tensors[bias]), self._integers[weight], quantizer.scale)
         if rounded is None:

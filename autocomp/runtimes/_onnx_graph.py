@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -147,6 +147,49 @@ def _pair_behind(value: str, readers: dict[str, list[NodeProto]]) -> tuple[NodeP
         found.append(after[0])
         value = after[0].output[0]
     return found[0], found[1]
+
+
+def fix_batch(model: ModelProto, shape: Sequence[int]) -> None:
+    """Give a model with one input, whose batch axis may be free, the batch size of ``shape`` [n, ...], in place.
+
+    Raises:
+        UnsupportedError: more than one input, or one of another shape.
+    """
+    initializers = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in initializers]
+    if len(inputs) != 1:
+        raise UnsupportedError(
+            f"the model has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); engines take one"
+        )
+    dims = inputs[0].type.tensor_type.shape.dim
+    free = dims[0].dim_param if dims else ""
+    found = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+    if len(found) != len(shape) or any(f not in (None, n) for f, n in zip(found, shape, strict=True)):
+        shown = ["n" if f is None else f for f in found]
+        raise UnsupportedError(f"the model takes inputs {shown}, the example is {list(shape)}; export it for these")
+    for dim, n in zip(dims, shape, strict=True):
+        dim.dim_value = int(n)
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if free and dim.dim_param == free:
+                dim.dim_value = int(shape[0])
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Give every node a name of its own, in place: errors and tables of kernels speak of names."""
+    taken: set[str] = set()
+    for i, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}:{i}"
+        taken.add(node.name)
+
+
+def layer_weights(model: ModelProto) -> dict[str, str]:
+    """Layer node → name of its weight, in order of execution; products of two activations are left out."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    initializers = {i.name for i in model.graph.initializer}
+    pairs = ((n.name, _weight_name(n, producers, initializers)) for n in model.graph.node if n.op_type in LAYER_OPS)
+    return {node: weight for node, weight in pairs if weight is not None}
 
 
 def layer_precisions(source: ModelProto, optimised: ModelProto) -> dict[str, str]:

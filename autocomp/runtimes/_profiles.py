@@ -42,7 +42,9 @@ NUMBERS = {
     "launch_overhead_s": "time",
     **{f"peak_{p}_ops_per_s": "throughput" for p in PRECISIONS},
 }
-_PLACEMENT = ("outputs", "elementwise", "symmetric")
+_PLACEMENT = ("outputs", "elementwise", "symmetric", "residual", "depthwise")
+FLOAT_TYPES = ("float32", "float16")
+INT4_BLOCKS = (8, 16, 32, 64, 128, 256)
 _SECTIONS = ("title", "runtime", "precisions", "placement", "channel_multiple", "limits", "options", "numbers")
 
 
@@ -120,6 +122,8 @@ def load_profile(name_or_path: str) -> HardwareProfile:
     sources: dict[str, Any] = {}
     precisions = _precisions(read, data, sources)
     placement = _placement(read, data, sources)
+    if placement.int4_blocks and "int4" not in precisions.get("linear", ()):
+        raise read.error("placement.int4_blocks", "needs 'int4' in precisions.linear.run")
     multiples = _numbers(read, data, "channel_multiple", dict.fromkeys(PRECISIONS, "channels"))
     limits = _numbers(read, data, "limits", LIMITS)
     numbers = _numbers(read, data, "numbers", NUMBERS)
@@ -167,7 +171,7 @@ def _precisions(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any])
 
 def _placement(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any]) -> Placement:
     table = read.table(data, "placement", {})
-    read.known(table, (*_PLACEMENT, "source"), "placement")
+    read.known(table, (*_PLACEMENT, "float_type", "int4_blocks", "source"), "placement")
     if not table:
         return Placement()
     sources["placement"] = {"source": read.text(table, "source", "placement")}
@@ -175,7 +179,15 @@ def _placement(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any]) 
     for key, value in flags.items():
         if not isinstance(value, bool):
             raise read.error(f"placement.{key}", f"must be true or false, is {value!r}")
-    return Placement(**flags)
+    float_type = table.get("float_type", FLOAT_TYPES[0])
+    if float_type not in FLOAT_TYPES:
+        raise read.error("placement.float_type", f"is {float_type!r}; allowed {', '.join(FLOAT_TYPES)}")
+    blocks = table.get("int4_blocks", [])
+    if not isinstance(blocks, list) or any(type(b) is not int or b not in INT4_BLOCKS for b in blocks):
+        raise read.error(
+            "placement.int4_blocks", f"is {blocks!r}; allowed a list of {', '.join(map(str, INT4_BLOCKS))}"
+        )
+    return Placement(**flags, float_type=float_type, int4_blocks=tuple(blocks))
 
 
 def _numbers(

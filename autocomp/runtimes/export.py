@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from autocomp.core.compressed import CompressedModel
+from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.hardware import Placement
-from autocomp.core.network import Network
+from autocomp.core.network import Layer, Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph.integers import grids, integer_layers
+from autocomp.graph.integers import fits_int4, grids, integer_layers, layer_reads
+from autocomp.graph.placement import may_run_int8
 from autocomp.runtimes._adapt import adapted
+from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes._graft import Graft
 from autocomp.runtimes._skeleton import Skeleton, computes, export_skeleton
 
@@ -31,17 +33,14 @@ class OnnxExporter:
 
     Args:
         network: with a graph.
-        int32_bias: write biases of int8 layers as int32 with scale = input scale · weight scale, which
-            ONNX Runtime's integer kernels need; TensorRT refuses it and takes float32 biases.
         like: exporter of the network that this one was made from by removing channels and factorising layers:
             its skeleton, adapted, serves where that is shown to compute the same.
     """
 
-    def __init__(self, network: Network, *, int32_bias: bool = True, like: OnnxExporter | None = None) -> None:
+    def __init__(self, network: Network, *, like: OnnxExporter | None = None) -> None:
         if network.graph is None:
             raise UnsupportedError(f"this model cannot be exported to ONNX: {network.no_graph}")
         self.network = network
-        self.int32_bias = int32_bias
         self._like = like
 
     @cached_property
@@ -51,25 +50,44 @@ class OnnxExporter:
         if known is not None:
             state = self.network.module.state_dict()
             tensors = {k: self._tensor(k, state).detach().numpy() for k in set(known.tensors.values())}
-            model = Graft(known, tensors, {}, {}, int32_bias=False).model(None)
+            model = Graft(known, tensors, {}, {}).model(None)
             if computes(model.SerializeToString(), self.network):
                 return known
         return export_skeleton(self.network)
 
-    def executes(self, compressed: CompressedModel, int8_layers: Collection[str] | None = None) -> dict[str, str]:
-        """Layer → "int8" or "float32": how its weights reach the engine.
+    def executes(
+        self, compressed: CompressedModel, placement: Placement, int8_layers: Collection[str] | None = None
+    ) -> dict[str, str]:
+        """Layer → "int8", "int4" or the placement's ``float_type``: how its weights reach the engine.
 
-        A layer asked for int8 still runs in float32 where its weights are no symmetric int8 grid (float16,
-        a zero point, symbols beyond ±127) or its inputs are not quantized.
+        A layer asked for int8 still stays float where its weights are no symmetric int8 grid (float16,
+        a zero point, symbols beyond ±127), its inputs are not quantized, or the target leaves it out. "int4" is
+        weight-only: the layer computes in ``float_type``.
 
         Args:
             compressed: the candidate.
+            placement: of the target.
             int8_layers: layers asked for; None: those whose choice holds an activation step.
         """
         if int8_layers is None:
             int8_layers = _asked(compressed)
-        able = integer_layers(self.network, compressed, grids(self.network, compressed.activations))
-        return {name: "int8" if name in int8_layers and name in able else "float32" for name in self.network.layers}
+        able = set(integer_layers(self.network, compressed, grids(self.network, compressed.activations)))
+        found = dict.fromkeys(self.network.layers, placement.float_type)
+        for name, layer in self.network.layers.items():
+            if name in able and name in int8_layers and may_run_int8(layer, placement):
+                found[name] = "int8"
+            elif self._block_size(layer, compressed, placement):
+                found[name] = "int4"
+        return found
+
+    def _block_size(self, layer: Layer, compressed: CompressedModel, placement: Placement) -> int:
+        """Inputs that share a scale where the layer's weights can be written in 4 bits; else 0."""
+        shared = [other for other in self.network.layers.values() if other.weight == layer.weight]
+        if layer.kind != "linear" or len(shared) > 1 or not fits_int4(compressed.tensors.get(layer.weight)):
+            return 0
+        inputs = layer.weight_shape[1]
+        # one block only would be a scale a channel, which TensorRT dequantizes in a kernel of its own
+        return next((size for size in placement.int4_blocks if inputs > size and inputs % size == 0), 0)
 
     def export(
         self,
@@ -82,30 +100,53 @@ class OnnxExporter:
 
         Args:
             compressed: the candidate.
-            placement: of the target; a symmetric one takes int8 quantizers with zero point 0 only.
+            placement: of the target, which decides how all is written; a symmetric one takes int8 quantizers with
+                zero point 0 only.
             int8_layers: layers that execute in int8 where they can (see :meth:`executes`); None: those
                 whose choice holds an activation step.
             batch_size: None: any.
 
         Raises:
-            UnsupportedError: an operation that ONNX has not, or quantizers the target does not take.
+            UnsupportedError: an operation that ONNX has not, quantizers the target does not take, or weights that
+                the target's ``float_type`` cannot hold.
         """
         _check_placement(compressed, placement)
-        executes = self.executes(compressed, int8_layers)
+        executes = self.executes(compressed, placement, int8_layers)
         state = self.network.module.state_dict()
         integers: dict[str, QuantizedTensor] = {}
+        blocks: dict[str, int] = {}
         for name, precision in executes.items():
-            encoding = compressed.tensors.get(self.network.layers[name].weight)
-            if precision == "int8" and isinstance(encoding, QuantizedTensor):
-                integers[self.network.layers[name].weight] = encoding
+            layer = self.network.layers[name]
+            encoding = compressed.tensors.get(layer.weight)
+            if precision in ("int8", "int4") and isinstance(encoding, QuantizedTensor):
+                integers[layer.weight] = encoding
+            if precision == "int4":
+                blocks[layer.weight] = self._block_size(layer, compressed, placement)
         tensors: dict[str, np.ndarray] = {}
         for key in set(self.skeleton.tensors.values()) - set(integers):
             encoded = compressed.tensors.get(key)
             tensor = encoded.decode() if encoded is not None else self._tensor(key, state)
             tensors[key] = tensor.detach().numpy()
+        quantizers = self._pairs(compressed, placement, executes)
+        model = Graft(self.skeleton, tensors, integers, quantizers, blocks).model(batch_size)
+        if placement.float_type == "float16":
+            model = to_float16(model)
+        return bytes(model.SerializeToString())
+
+    def _pairs(
+        self, compressed: CompressedModel, placement: Placement, executes: Mapping[str, str]
+    ) -> dict[str, ActivationQuantizer]:
+        """Value → quantizer, for the values that get a Q/DQ pair of their own.
+
+        A value that only moves elements of a quantized one lies on its grid already. ONNX Runtime wants a pair on
+        both sides of every operation; else it gets one only where an int8 layer reads it.
+        """
         quantizers = grids(self.network, compressed.activations)
-        graft = Graft(self.skeleton, tensors, integers, quantizers, int32_bias=self.int32_bias)
-        return bytes(graft.model(batch_size).SerializeToString())
+        if placement.elementwise:
+            return quantizers
+        reads = layer_reads(self.network)
+        read = {key for name, precision in executes.items() if precision == "int8" for key in reads[name]}
+        return {key: q for key, q in quantizers.items() if key in compressed.activations or key in read}
 
     def structure_key(
         self,
@@ -118,18 +159,17 @@ class OnnxExporter:
 
         Engines of one key differ in the numbers they hold only.
         """
-        executes = self.executes(compressed, int8_layers)
-        quantizers = grids(self.network, compressed.activations)
+        executes = self.executes(compressed, placement, int8_layers)
+        quantizers = self._pairs(compressed, placement, executes)
         content = {
             "graph": self._graph_text,
             "weights": {
-                name: list(compressed.tensors[self.network.layers[name].weight].scale.shape)  # type: ignore[union-attr]
+                name: [precision, list(compressed.tensors[self.network.layers[name].weight].scale.shape)]  # type: ignore[union-attr]
                 for name, precision in executes.items()
-                if precision == "int8"
+                if precision in ("int8", "int4")
             },
             "values": {key: [q.low, q.high, q.zero_point == q.low] for key, q in quantizers.items()},
-            "symmetric": placement.symmetric,
-            "int32_bias": self.int32_bias,
+            "float_type": placement.float_type,
             "batch_size": batch_size,
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))

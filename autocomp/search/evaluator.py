@@ -16,6 +16,7 @@ from torch import nn
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.executor import Job
+from autocomp.core.hardware import Placement
 from autocomp.core.outcome import Completed, Measurement, Outcome
 from autocomp.core.progress import Progress
 from autocomp.core.run_folder import RunFolder, storage_errors
@@ -34,6 +35,8 @@ from autocomp.survey.hessians import Hessians
 from autocomp.survey.on_demand import OnDemand, Surveyed
 from autocomp.survey.stored import Survey, load_survey
 
+FLOAT32 = Placement()
+"""How the reference is written: in float32 also where a target's own float type is another."""
 STRUCTURES_KEPT = 3
 """Structures held in memory; each holds its own weights and Hessians."""
 
@@ -188,7 +191,7 @@ class Evaluator:
             key,
             lambda: self.onnx(compressed, batch),
             example,
-            lambda: self.base.exporter.export(self.base.uncompressed, form.placement, set(), batch),
+            lambda: self.base.exporter.export(self.base.uncompressed, FLOAT32, set(), batch),
             fresh=fresh,
         )
 

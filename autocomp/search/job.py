@@ -16,8 +16,8 @@ def run_job(evaluate: Evaluate, job: Job) -> Outcome:
     """``evaluate(job)``, with any exception turned into :class:`Failed`.
 
     Its stage is that of the innermost :class:`autocomp.core.stage.Stage` it left, "build" outside of any. ``kind`` is
-    the exception's class name, "oom" when memory ran out (host or device). Interrupts pass: they are the
-    user's, not the candidate's.
+    the word that the exception carries ("timeout", "died"), else its class name; "oom" when memory ran out (host or
+    device). Interrupts pass: they are the user's, not the candidate's.
     """
     try:
         return evaluate(job)
@@ -30,6 +30,7 @@ def failure(error: Exception) -> Failed:
     name = type(error).__name__
     # torch.OutOfMemoryError is a RuntimeError; naming it here would import torch.
     kind = "oom" if isinstance(error, MemoryError) or name == "OutOfMemoryError" else name
+    kind = getattr(error, "failure", None) or kind
     text = " ".join(str(error).split()) or name
     lines = "".join(traceback.format_exception(error))
     return Failed(

@@ -155,5 +155,5 @@ class Structured:
         return known
 
     def executes(self, compressed: CompressedModel, asked: Collection[str]) -> dict[str, str]:
-        """Layer → "int8" or "float32": how its weights reach the engine."""
-        return self.exporter.executes(compressed, asked)
+        """Layer → "int8", "int4" or the target's float type: how its weights reach the engine."""
+        return self.exporter.executes(compressed, self.placement, asked)

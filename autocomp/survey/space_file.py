@@ -18,6 +18,7 @@ from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import Choice, StepConfig
 from autocomp.errors import ConfigError
 from autocomp.graph.coupling import Coupling, coupled_groups
+from autocomp.graph.placement import may_run_int8
 from autocomp.survey import toml_tables as toml
 from autocomp.survey.space_options import STEP_TABLES, TABLES, ActivationOptions, LayerRules, layer_rules
 from autocomp.survey.step_tables import coarseness
@@ -188,6 +189,9 @@ def _int8_allowed(
         if "int8" not in profile.precisions.get(kind, ()):
             notes.append(f"int8 execution left out for {kind} layers: {profile.name} does not run them in int8")
             return False
+    if not any(may_run_int8(layer, profile.placement) for layer in layers):
+        notes.append(f"int8 execution left out for depthwise convolutions: {profile.name} runs them in floating point")
+        return False
     unseen = [layer.name for layer in layers if layer.input_value is None]
     if unseen:
         notes.append(f"int8 execution left out for {unit}: the graph does not show the input of {unseen[0]}")

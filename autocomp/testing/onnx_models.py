@@ -23,6 +23,7 @@ class TinyNetwork:
         classes: outputs.
         size: input is [n, 3, size, size].
         int8: names of the layers ("conv1", "conv2", "fc") that carry int8 weights between Q/DQ pairs.
+        symmetric: activations are int8 with zero point 0, else uint8 with a free one.
         seed: of weights and inputs.
     """
 
@@ -30,6 +31,7 @@ class TinyNetwork:
     classes: int = 5
     size: int = 8
     int8: frozenset[str] = field(default_factory=frozenset)
+    symmetric: bool = False
     seed: int = 0
 
     @property
@@ -71,11 +73,18 @@ class TinyNetwork:
         return np.asarray(x.numpy())
 
     def _grid(self, x: torch.Tensor, scale: float, zero_point: int, *layers: str) -> torch.Tensor:
-        """``x`` on a uint8 grid where one of ``layers`` is int8, else unchanged."""
+        """``x`` on an 8-bit grid where one of ``layers`` is int8, else unchanged."""
         if self.int8.isdisjoint(layers):
             return x
+        scale, zero_point, low, high = self.quantizer(scale, zero_point)
         step = torch.tensor(scale, dtype=torch.float32)
-        return (torch.clamp(torch.round(x / step) + zero_point, 0, 255) - zero_point) * step
+        return (torch.clamp(torch.round(x / step) + zero_point, low, high) - zero_point) * step
+
+    def quantizer(self, scale: float, zero_point: int) -> tuple[float, int, int, int]:
+        """(scale, zero point, low, high) of a uint8 grid, or of the int8 grid with zero point 0 over its range."""
+        if not self.symmetric:
+            return scale, zero_point, 0, 255
+        return (scale if zero_point else scale * 255 / 127), 0, -128, 127
 
     def onnx_bytes(self) -> bytes:
         """The serialised model, opset 17, batch size free."""
@@ -161,9 +170,10 @@ class _Writer:
         """``value`` behind a Q/DQ pair where one of ``layers`` is int8."""
         if self.network.int8.isdisjoint(layers):
             return value
+        scale, zero_point, low, _ = self.network.quantizer(scale, zero_point)
         names = [
             self.constant(f"{value}_scale", np.float32(scale)),
-            self.constant(f"{value}_zero", np.uint8(zero_point)),
+            self.constant(f"{value}_zero", (np.int8 if low else np.uint8)(zero_point)),
         ]
         quantized = self.node("QuantizeLinear", [value, *names], f"{value}_q")
         return self.node("DequantizeLinear", [quantized, *names], f"{value}_dq")

@@ -27,7 +27,11 @@ from autocomp.runtimes._profiles import load_profile
 from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork
 
 FLOAT32 = TinyNetwork()
-INT8 = TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}))
+
+
+def int8_network(target: Target) -> TinyNetwork:
+    """All layers int8, on grids that the target takes."""
+    return TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}), symmetric=target.profile.placement.symmetric)
 
 
 class RuntimeContract:
@@ -99,13 +103,14 @@ class RuntimeContract:
 
     def test_int8_agrees_with_torch(self, device: Target) -> None:
         """On integers, or simulated in float32 where the device runs none."""
-        inputs = INT8.inputs(8)
-        engine = device.engine(INT8.onnx_bytes(), inputs)
+        network = int8_network(device)
+        inputs = network.inputs(8)
+        engine = device.engine(network.onnx_bytes(), inputs)
         try:
             outputs = engine.run(inputs)
         finally:
             engine.close()
-        steps = np.abs(outputs - INT8.torch_outputs(inputs)) / OUTPUT_SCALE
+        steps = np.abs(outputs - network.torch_outputs(inputs)) / OUTPUT_SCALE
         assert steps.max() <= self.int8_steps + 1e-3
 
     def test_same_input_same_output(self, engine: Engine) -> None:
@@ -134,9 +139,10 @@ class RuntimeContract:
         np.testing.assert_array_equal(before, engine.run(inputs))
 
     def test_plan_tells_what_runs(self, target: Target) -> None:
-        plan = target.runtime.build(INT8.onnx_bytes(), target.profile, INT8.inputs())
+        network = int8_network(target)
+        plan = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
         assert plan.engine_bytes == len(plan.data) > 0
-        assert set(plan.layers) == set(INT8.layers)
+        assert set(plan.layers) == set(network.layers)
         able = any("int8" in p for p in target.profile.precisions.values())
         assert set(plan.layers.values()) == {"int8" if able else "float32"}
 

@@ -73,7 +73,7 @@ def test_bias_of_an_integer_layer_is_rounded(traced):
     _, network, inputs = traced("plain")
     compressed = int8_candidate(network, inputs)
     rough = compressed.replace(
-        activations={"input": ActivationQuantizer(scale=8.0, zero_point=0, low=-128, high=127)},
+        activations={"input": ActivationQuantizer(scale=8.0, zero_point=128, low=0, high=255)},
         tensors={"conv1.weight": compressed.tensors["conv1.weight"], "conv1.bias": FloatTensor(values=torch.ones(8))},
     )
     rounded = integer_bias(torch.ones(8), compressed.tensors["conv1.weight"], 8.0)
@@ -86,7 +86,8 @@ def test_bias_of_an_integer_layer_is_rounded(traced):
     torch.testing.assert_close(simulated(network, rough)(zeros), expected)
     weights["conv1.bias"] = torch.ones(8)
     expected = torch.func.functional_call(network.module, weights, (zeros,))
-    torch.testing.assert_close(simulated(network, rough, int32_bias=False)(zeros), expected)
+    symmetric = {"input": ActivationQuantizer(scale=8.0, zero_point=0, low=-128, high=127)}
+    torch.testing.assert_close(simulated(network, rough.replace(activations=symmetric))(zeros), expected)
 
 
 def test_activations_without_a_graph_or_value(traced):

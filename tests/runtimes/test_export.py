@@ -87,7 +87,7 @@ def test_int8_engine_agrees_with_the_simulation(name):
 def test_onnx_runtime_fuses_the_whole_residual_network(tmp_path):
     network, exporter, inputs = exported("residual")
     compressed = int8_candidate(network, inputs)
-    assert set(exporter.executes(compressed, set(network.layers)).values()) == {"int8"}
+    assert set(exporter.executes(compressed, ORT, set(network.layers)).values()) == {"int8"}
     path = str(tmp_path / "optimised.onnx")
     session(exporter.export(compressed, ORT, set(network.layers)), path)
     found = Counter(node.op_type for node in onnx.load(path).graph.node)
@@ -147,27 +147,25 @@ def test_layers_that_cannot_run_on_integers_stay_float():
         symbols=shifted.symbols, scale=shifted.scale, zero_point=torch.full(shifted.scale.shape, 3, dtype=torch.int16)
     )
     mixed = compressed.replace(tensors={**compressed.tensors, "conv2.weight": wide, "fc.weight": shifted})
-    assert exporter.executes(mixed, set(network.layers)) == {"conv1": "int8", "conv2": "float32", "fc": "float32"}
+    assert exporter.executes(mixed, ORT, set(network.layers)) == {"conv1": "int8", "conv2": "float32", "fc": "float32"}
     with torch.inference_mode():
         expected = simulated(network, mixed)(inputs).numpy()
     out = run(exporter.export(mixed, ORT, set(network.layers)), inputs)
     assert np.median(np.abs(out - expected)) < 1e-4
     blind = compressed.replace(activations={})
-    assert set(exporter.executes(blind, set(network.layers)).values()) == {"float32"}
+    assert set(exporter.executes(blind, ORT, set(network.layers)).values()) == {"float32"}
 
 
 def test_float_biases_for_tensorrt():
     network, exporter, inputs = exported("residual")
     symmetric = Placement(outputs=False, elementwise=False, symmetric=True)
-    other = OnnxExporter(network, int32_bias=False)
-    other.__dict__["skeleton"] = exporter.skeleton
     compressed = int8_candidate(network, inputs, symmetric)
-    model = onnx.load_model_from_string(other.export(compressed, symmetric, set(network.layers)))
+    model = onnx.load_model_from_string(exporter.export(compressed, symmetric, set(network.layers)))
     types = {t.data_type for t in model.graph.initializer}
     assert onnx.TensorProto.INT32 not in types
     assert onnx.TensorProto.UINT8 not in types
     with pytest.raises(UnsupportedError, match="zero point"):
-        other.export(int8_candidate(network, inputs), symmetric, set(network.layers))
+        exporter.export(int8_candidate(network, inputs), symmetric, set(network.layers))
 
 
 def test_structure_key():
