@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -186,14 +186,25 @@ class Evaluator:
             return None
         batch = batch_size or self.session.settings.batch_size[0]
         key = form.exporter.structure_key(compressed, form.placement, batch)
+        return self._timed(key, lambda: self.onnx(compressed, batch), batch, fresh=fresh)
+
+    def float32_latency(self) -> tuple[Measurement, int] | None:
+        """The same of the uncompressed network, in float32 also where the target's float type is another."""
+        if self.session.network.graph is None:
+            return None
+        batch = self.session.settings.batch_size[0]
+        key = self.base.exporter.structure_key(self.base.uncompressed, FLOAT32, batch)
+        return self._timed(key, lambda: self._float32_onnx(batch), batch)
+
+    def _timed(
+        self, key: str, model: Callable[[], bytes], batch: int, *, fresh: bool = False
+    ) -> tuple[Measurement, int]:
         example: np.ndarray = self.session.workload.example(batch).numpy()
-        return self.meter.measure(
-            key,
-            lambda: self.onnx(compressed, batch),
-            example,
-            lambda: self.base.exporter.export(self.base.uncompressed, FLOAT32, set(), batch),
-            fresh=fresh,
-        )
+        return self.meter.measure(key, model, example, lambda: self._float32_onnx(batch), fresh=fresh)
+
+    def _float32_onnx(self, batch: int) -> bytes:
+        """What latencies are compared with."""
+        return self.base.exporter.export(self.base.uncompressed, FLOAT32, set(), batch)
 
     def evaluate(self, candidate: Candidate, path: Path) -> Completed:
         """All of it; the file is left at ``path``."""

@@ -56,7 +56,7 @@ def make_row(
 
 def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
     """The uncompressed network: 4 bytes an element, its own scores, its latency in the same runtime."""
-    timing = evaluator.latency(evaluator.base.uncompressed)
+    timing = evaluator.float32_latency()
     done = Completed(
         file_bytes=evaluator.session.workload.float32_bytes(),
         kl=0.0,
