@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KEPT_FLOAT32 = frozenset(
     {"CumSum", "Exp", "InstanceNormalization", "Log", "Pow", "ReduceL2", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
 )
+# What is computed from their results stays float32 up to what brings them back into range: x² → mean → + ε → root.
+_FOLLOW = frozenset({"Add", "Div", "Mul", "Reciprocal", "ReduceMean", "Sqrt", "Sub"})
+_BACK = frozenset({"Log", "Reciprocal", "Sqrt"})
 _SMALLEST = np.float32(2.0**-24)
 _MASK = 1e30  # constants beyond are masks ("minus infinity"), which float16's own limit serves as well
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}  # by position: float32 whatever the data is
@@ -46,6 +49,11 @@ class _Conversion:
         self._types = dict(_types(onnx.shape_inference.infer_shapes(model).graph))
         self._nodes: list[onnx.NodeProto] = []
         self._names: dict[str, str] = {}
+        self._wide_nodes = _wide_nodes(self.graph)
+        outputs = {info.name for info in self.graph.output}
+        narrow = (n for i, n in enumerate(self.graph.node) if i not in self._wide_nodes)
+        self._read_in_half = outputs | {name for node in narrow for name in node.input}
+        self._in_float: dict[str, str] = {}  # results of wide nodes, and inputs cast for them already
 
     def run(self) -> onnx.ModelProto:
         """Inputs, constants, nodes, outputs."""
@@ -57,8 +65,8 @@ class _Conversion:
         for info in self.graph.input:
             if self._types[info.name] == self.float:
                 self._names[info.name] = self._cast(info.name, f"{info.name}:float16", self.half)
-        for node in self.graph.node:
-            self._node(node)
+        for i, node in enumerate(self.graph.node):
+            self._node(node, wide=i in self._wide_nodes)
         for info in self.graph.output:
             if self._types[info.name] == self.float:
                 self._output(info.name)
@@ -68,7 +76,7 @@ class _Conversion:
             entry.version = max(entry.version, _OPSET)  # Q/DQ on float16 since 19
         return self.model
 
-    def _node(self, node: onnx.NodeProto) -> None:
+    def _node(self, node: onnx.NodeProto, *, wide: bool) -> None:
         import onnx
 
         copy = onnx.NodeProto()
@@ -80,22 +88,26 @@ class _Conversion:
                 attribute.i = self.half
             elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == self.float:
                 attribute.t.CopyFrom(_half(attribute.t))
-        if node.op_type in KEPT_FLOAT32:
+        if wide:
             self._wide(node, copy)
             return
         self._nodes.append(copy)
 
     def _wide(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
-        """A node between casts."""
+        """A node in float32: casts where it meets float16."""
         for i, name in enumerate(node.input):
             if self._types.get(name) == self.float:
-                copy.input[i] = self._cast(copy.input[i], f"{node.output[0]}:float32:{i}", self.float)
+                if name not in self._in_float:
+                    self._in_float[name] = self._cast(copy.input[i], f"{name}:float32", self.float)
+                copy.input[i] = self._in_float[name]
         outputs = [name for name in node.output if self._types.get(name) == self.float]
         for i, name in enumerate(copy.output):
             copy.output[i] = f"{name}:float32" if name in outputs else name
         self._nodes.append(copy)
         for name in outputs:
-            self._cast(f"{name}:float32", name, self.half)
+            self._in_float[name] = f"{name}:float32"
+            if name in self._read_in_half:
+                self._cast(f"{name}:float32", name, self.half)
 
     def _output(self, name: str) -> None:
         """The maker's result gets another name; the cast behind it has the output's."""
@@ -120,6 +132,18 @@ def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
         yield info.name, info.type.tensor_type.elem_type
     for tensor in graph.initializer:
         yield tensor.name, tensor.data_type
+
+
+def _wide_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Positions of the nodes that stay float32."""
+    found: set[int] = set()
+    large: set[str] = set()  # results that may be out of float16's range
+    for i, node in enumerate(graph.node):
+        if node.op_type in KEPT_FLOAT32 or (node.op_type in _FOLLOW and large.intersection(node.input)):
+            found.add(i)
+            if node.op_type not in _BACK:
+                large.update(node.output)
+    return found
 
 
 def _wide_inputs(node: onnx.NodeProto) -> list[str]:

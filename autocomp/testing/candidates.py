@@ -41,6 +41,17 @@ def ranges(network: Network, inputs: Tensor, keys: Collection[str]) -> dict[str,
     return found
 
 
+def rounded_candidate(network: Network, kinds: Collection[str], *, bits: int) -> CompressedModel:
+    """Weights of layers of these kinds on grids of ``bits`` bits, everything else as it is."""
+    state = network.module.state_dict()
+    tensors: dict[str, Encoding] = {
+        layer.weight: rounded_weight(state[layer.weight], bits=bits)
+        for layer in network.layers.values()
+        if layer.kind in kinds
+    }
+    return CompressedModel(candidate=Candidate({}), tensors=tensors)
+
+
 def int8_candidate(network: Network, inputs: Tensor, placement: Placement | None = None) -> CompressedModel:
     """All weights on 8 bit grids; activations of matrix layers uint8 over their range on ``inputs``."""
     state = network.module.state_dict()

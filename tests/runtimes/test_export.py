@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -18,10 +19,13 @@ from autocomp.core.hardware import Placement
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
 from autocomp.graph.capture import first_tensor
+from autocomp.graph.placement import quantized_values
 from autocomp.graph.simulate import simulated
 from autocomp.graph.trace import build_network
+from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes.export import OnnxExporter
-from autocomp.testing.candidates import int8_candidate, rounded_weight
+from autocomp.testing.candidates import int8_candidate, rounded_candidate, rounded_weight
+from autocomp.testing.families import make_family
 from autocomp.testing.networks import example
 
 PLAIN = CompressedModel(candidate=Candidate({}), tensors={})
@@ -201,3 +205,152 @@ def test_no_graph_and_unknown_values():
     with pytest.raises(UnsupportedError, match="nowhere"):
         exporter.export(PLAIN.replace(activations={"nowhere": quantizer}), ORT, set())
     assert network.graph is not None
+
+
+TENSORRT = Placement(
+    outputs=False, elementwise=False, symmetric=True, residual=True, depthwise=False, int4_blocks=(128, 64, 32, 16)
+)
+
+
+@functools.cache
+def family(name: str) -> tuple[Network, OnnxExporter, torch.Tensor]:
+    model, made = make_family(name)
+    inputs = made.inputs(16)
+    network = build_network(model, inputs[:2])
+    return network, OnnxExporter(network), inputs
+
+
+def outputs(network: Network, compressed: CompressedModel, inputs: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        return simulated(network, compressed)(inputs).numpy()
+
+
+def pairs(data: bytes) -> set[str]:
+    """Values that are quantized in an exported model."""
+    graph = onnx.load_model_from_string(data).graph
+    return {node.name.removesuffix(":q") for node in graph.node if node.op_type == "QuantizeLinear"}
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "vit"])
+def test_symmetric_export_computes_what_is_simulated(name):
+    """As for ONNX Runtime's own placement: order of summation is all that is left; float biases, no int32."""
+    network, exporter, inputs = family(name)
+    compressed = int8_candidate(network, inputs, TENSORRT)
+    data = exporter.export(compressed, TENSORRT, set(network.layers))
+    expected = outputs(network, compressed, inputs)
+    difference = np.abs(run(data, inputs) - expected)
+    assert float(np.mean(difference.max(axis=1) > 1e-4)) <= 0.2
+    assert float(difference.max()) <= float(np.abs(expected - network.module(inputs).detach().numpy()).max())
+
+
+def test_where_tensorrt_gets_its_pairs():
+    """Inputs of convolutions and the shortcut's result, nothing behind convolutions; one pair a value."""
+    network, exporter, inputs = family("resnet")
+    compressed = int8_candidate(network, inputs, TENSORRT)
+    data = exporter.export(compressed, TENSORRT, set(network.layers))
+    shortcut = network.layers["layer2.0.downsample.0"].output_value
+    reads = {layer.input_value for layer in network.layers.values()}
+    assert pairs(data) == reads | {shortcut}
+    plain = dataclasses.replace(TENSORRT, residual=False)
+    assert pairs(exporter.export(int8_candidate(network, inputs, plain), plain, set(network.layers))) == reads
+    identity = network.layers["layer1.1.conv1"].input_value  # read by conv1 and by the addition
+    assert sum(name == f"{identity}:dequantized" for node in graph_nodes(data) for name in node.input) == 2
+
+
+def graph_nodes(data: bytes) -> list[onnx.NodeProto]:
+    return list(onnx.load_model_from_string(data).graph.node)
+
+
+def test_shortcut_is_quantized_also_where_only_the_last_convolution_is_int8():
+    network, _, _ = family("resnet")
+    found = quantized_values(network, {"layer1.1.conv2": "minmax"}, TENSORRT)
+    layer = network.layers
+    assert set(found) == {layer["layer1.1.conv2"].input_value, layer["layer1.1.conv1"].input_value}
+    found = quantized_values(network, {"layer2.0.downsample.0": "minmax"}, TENSORRT)
+    assert layer["layer2.0.conv2"].output_value in found  # the other operand of the addition it is fused with
+
+
+def test_depthwise_convolutions_stay_float():
+    network, exporter, inputs = family("mobilenet_v2")
+    executes = exporter.executes(int8_candidate(network, inputs, TENSORRT), TENSORRT, set(network.layers))
+    depthwise = {n for n, layer in network.layers.items() if layer.groups > 1}
+    assert {n for n, precision in executes.items() if precision == "float32"} == depthwise
+    able = dataclasses.replace(TENSORRT, depthwise=True)
+    assert set(exporter.executes(int8_candidate(network, inputs, able), able, set(network.layers)).values()) == {"int8"}
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "vit"])
+def test_float16_export(name):
+    """float16 has 11 significant bits; tens of layers deep a percent of the largest output is ten times that."""
+    network, exporter, inputs = family(name)
+    half = dataclasses.replace(TENSORRT, float_type="float16")
+    data = exporter.export(PLAIN, half, set())
+    model = onnx.load_model_from_string(data)
+    assert not [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    types = {i.type.tensor_type.elem_type for i in (*model.graph.input, *model.graph.output)}
+    assert types == {onnx.TensorProto.FLOAT}
+    expected = network.module(inputs).detach().numpy()
+    np.testing.assert_allclose(run(data, inputs), expected, rtol=0, atol=0.01 * float(np.abs(expected).max()))
+    assert set(exporter.executes(PLAIN, half, set()).values()) == {"float16"}
+    assert exporter.structure_key(PLAIN, half) != exporter.structure_key(PLAIN, TENSORRT)
+
+
+def test_float16_beside_int8():
+    """Rounding to float16 in front of a quantizer moves values by a step here and there: no more than int8 itself."""
+    network, exporter, inputs = family("resnet")
+    half = dataclasses.replace(TENSORRT, float_type="float16")
+    compressed = int8_candidate(network, inputs, half)
+    data = exporter.export(compressed, half, set(network.layers))
+    model = onnx.load_model_from_string(data)
+    scales = [t for t in model.graph.initializer if t.name.endswith(":scale")]
+    assert {t.data_type for t in scales} == {onnx.TensorProto.FLOAT16}
+    assert min(float(numpy_helper.to_array(t).min()) for t in scales) > 0
+    expected = network.module(inputs).detach().numpy()
+    error = np.sqrt(np.mean((outputs(network, compressed, inputs) - expected) ** 2))
+    assert np.sqrt(np.mean((run(data, inputs) - expected) ** 2)) < 1.5 * error
+
+
+def test_float16_refuses_what_it_cannot_hold():
+    network, exporter, _ = exported("plain")
+    state = network.module.state_dict()
+    large = PLAIN.replace(tensors={"fc.weight": FloatTensor(values=state["fc.weight"] * 1e6)})
+    with pytest.raises(UnsupportedError, match=r"'fc\.weight' holds .* float16 ends at 65504"):
+        exporter.export(large, dataclasses.replace(TENSORRT, float_type="float16"), set())
+
+
+def test_float16_keeps_squares_in_float32():
+    """300 squared is beyond float16's range; its root is not. Nothing between the two is rounded to float16."""
+    graph = onnx.parser.parse_graph(
+        "g (float[n, 2] input) => (float[n, 1] output) <float two = {2.0}, float eps = {0.001}, int64[1] axes = {-1}>"
+        "{ p = Pow(input, two)  m = ReduceMean(p, axes)  a = Add(m, eps)  s = Sqrt(a)  output = Relu(s) }"
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    data = to_float16(model).SerializeToString()
+    np.testing.assert_allclose(run(data, torch.tensor([[300.0, 300.0], [3.0, 4.0]])), [[300], [3.5357]], rtol=1e-3)
+    types = {node.output[0]: node.attribute[0].i for node in graph_nodes(data) if node.op_type == "Cast"}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    between = {"input:float32": full, "two:float32": full, "eps:float32": full, "s": half}
+    assert types == {"input:float16": half, **between, "output": full}
+
+
+def test_int4_blocks():
+    """Scales a block are the channel's own, repeated: decoding gives the weights that are simulated."""
+    network, exporter, inputs = family("vit")
+    compressed = rounded_candidate(network, ("linear", "conv2d"), bits=4)
+    executes = exporter.executes(compressed, TENSORRT, set())
+    linear = {n for n, layer in network.layers.items() if layer.kind == "linear"}
+    assert {n for n, precision in executes.items() if precision == "int4"} == linear
+    data = exporter.export(compressed, TENSORRT, set())
+    model = onnx.load_model_from_string(data)
+    packed = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT4]
+    assert len(packed) == len(linear)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would quantize activations
+    onnx.checker.check_model(model, full_check=True)
+    found = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, {"input": inputs.numpy()})
+    np.testing.assert_allclose(found[0], outputs(network, compressed, inputs), rtol=1e-4, atol=1e-4)
+    assert "int4" not in exporter.executes(compressed, ORT, set()).values()
+    wide = rounded_candidate(network, ("linear",), bits=5)
+    assert "int4" not in exporter.executes(wide, TENSORRT, set()).values()
+    one_block = dataclasses.replace(TENSORRT, int4_blocks=(32,))
+    assert exporter.executes(compressed, one_block, set())["head"] == "float32"  # 32 inputs: a scale a channel
