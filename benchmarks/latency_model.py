@@ -11,14 +11,17 @@ the 60 that are built for the fit are chosen among 2,000 drawn by another one (:
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import random
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from common import save
 
 if TYPE_CHECKING:
     from autocomp.core.candidate import Candidate
@@ -237,5 +240,96 @@ def measure(work: Path, rounds: int) -> None:
         print("round", number, len(names), "engines", flush=True)
 
 
+def time_layers(work: Path) -> None:
+    """Write ``layers.json``: seconds of each layer inside the engines of the fit, from ONNX Runtime's profile."""
+    from autocomp.runtimes._profiles import load_profile
+    from autocomp.runtimes.onnxruntime import OnnxRuntime
+
+    profile, runtime = load_profile("cpu-onnxruntime"), OnnxRuntime()
+    example = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    found = {}
+    for path in sorted(work.glob("train-*.onnx")):
+        plan = runtime.build(path.read_bytes(), profile, example)
+        found[path.stem] = runtime.layer_times_s(plan, profile, example)
+    (work / "layers.json").write_text(json.dumps(found))
+
+
+def judged(work: Path, percentile: float) -> dict[str, Any]:
+    """Fit and predictions, latencies taken as the median over rounds of the ratio to float32.
+
+    Args:
+        work: what :func:`measure` and :func:`time_layers` left.
+        percentile: of the samples of one round; 50 is their median, low ones look past other processes.
+    """
+    from scipy.stats import kendalltau
+
+    from autocomp.profiling.operations import operations
+    from autocomp.profiling.table import Sample, fit
+
+    rows, layers_s = json.loads((work / "measured.json").read_text()), json.loads((work / "layers.json").read_text())
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        of_round = [float(np.percentile(row[name], percentile)) for name in ("samples_s", "reference_s")]
+        ratios.setdefault(row["engine"], []).append(of_round[0] / of_round[1])
+    float32_s = float(np.percentile([np.percentile(r["reference_s"], percentile) for r in rows], 10))
+    measured = {name: statistics.median(values) for name, values in sorted(ratios.items())}
+    halves = np.array([[statistics.median(v[i::2]) for i in (0, 1)] for v in ratios.values()])
+    held = [name for name in measured if name.startswith("held")]
+    found = {name: operations((work / f"{name}.onnx").read_bytes()) for name in measured}
+    truth = np.array([measured[name] * float32_s for name in held])
+    figures: dict[str, Any] = {
+        "rounds": len(ratios[REFERENCE]),
+        "float32_s": float32_s,
+        "noise": _errors(halves[:, 0], halves[:, 1]) | {"kendall_tau": float(kendalltau(*halves.T)[0])},
+        "measured_over_float32": measured,
+    }
+    for title, alone in (("engines", False), ("engines and layers", True)):
+        samples = [
+            Sample(operations=found[n], seconds=measured[n] * float32_s, layers_s=layers_s[n] if alone else {})
+            for n in measured
+            if n.startswith("train")
+        ]
+        table = fit(samples)
+        predicted = np.array([table.predict(found[name]).seconds for name in held])
+        figures[title] = {
+            **_errors(predicted, truth),
+            "kendall_tau": float(kendalltau(predicted, truth)[0]),
+            "cross_validated_error": table.error,
+            "terms": len(table.costs_s),
+            "predicted_over_float32": dict(zip(held, (predicted / float32_s).tolist(), strict=True)),
+        }
+    return figures
+
+
+def _errors(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    errors = np.abs(found / truth - 1)
+    return {
+        "median": float(np.median(errors)),
+        "p90": float(np.percentile(errors, 90)),
+        "within_5_percent": float((errors < 0.05).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["make", "measure", "fit"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--backwards", action="store_true", help="make: begin with the last engine")
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "make":
+        make(arguments.work, arguments.backwards)
+    elif arguments.stage == "measure":
+        measure(arguments.work, arguments.rounds)
+        time_layers(arguments.work)
+    else:
+        figures = {f"percentile {p}": judged(arguments.work, p) for p in (50, 5)}
+        for name, found in figures.items():
+            for title in ("noise", "engines", "engines and layers"):
+                print(name, title, {k: v for k, v in found[title].items() if isinstance(v, float)})
+        print(save("latency_model", figures))
+
+
 if __name__ == "__main__":
-    pass
+    main()

@@ -102,7 +102,7 @@ class LatencyTable:
 
 
 def fit(
-    samples: Sequence[Sample], *, multiple: int = 16, ridge: float = 1e-3, facts: Mapping[str, Any] | None = None
+    samples: Sequence[Sample], *, multiple: int = 16, ridge: float = 0.1, facts: Mapping[str, Any] | None = None
 ) -> LatencyTable:
     """Costs that explain ``samples``, and their error by cross-validation (:data:`FOLDS` folds).
 
@@ -139,7 +139,7 @@ def _solved(samples: Sequence[Sample], multiple: int, ridge: float) -> dict[str,
     scale = np.maximum(amounts.max(axis=0), 1e-12)
     system = np.vstack([amounts / scale / whole[:, None], ridge**0.5 * np.eye(len(names)) / whole.mean()])
     found, _ = nnls(system, np.concatenate([seconds / whole, np.zeros(len(names))]), maxiter=50 * len(names))
-    return {n: float(cost) for n, cost in zip(names, found / scale, strict=True) if cost > 0 and n != _PROFILER}
+    return {n: float(cost) for n, cost in zip(names, found / scale, strict=True) if n != _PROFILER}
 
 
 def _timed_alone(operation: Operation, multiple: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Latency models: exact sums of a roofline, what a missing figure says, and a table that finds the costs it was made from."""
+"""Latency models: a roofline's exact sums, what a missing figure says, a table that finds the costs behind it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from autocomp.profiling.model import latency_model
 from autocomp.profiling.operations import Operation, Value, operations
 from autocomp.profiling.probes import Probe, probes
 from autocomp.profiling.roofline import Roofline
-from autocomp.profiling.table import LatencyTable, Sample, fit, terms
+from autocomp.profiling.table import LatencyTable, Sample, fit, kind_of, terms
 from autocomp.runtimes._profiles import load_profile
 from autocomp.testing.onnx_models import TinyNetwork
 
@@ -60,7 +60,7 @@ def test_channels_count_padded(channels: tuple[int, int], groups: int, padded: i
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"no \[numbers\] peak_<precision>_ops_per_s"):
         latency_model(profile(clock_hz=1e6))
-    with pytest.raises(UnsupportedError, match="conv runs in int8 .* no numbers.peak_int8_ops_per_s"):
+    with pytest.raises(UnsupportedError, match=r"conv runs in int8 .* no numbers\.peak_int8_ops_per_s"):
         Roofline(profile(peak_float32_ops_per_s=1e6)).predict([convolution(8, 8, precision="int8")])
     found = Roofline(profile(peak_float32_ops_per_s=1e6)).predict([convolution(8, 8)])
     assert [note.split(" is not")[0] for note in found.notes] == ["memory traffic", "launch overhead"]
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named() -> None:
 def test_a_microcontroller_is_predicted_from_its_data_sheet() -> None:
     int8 = TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"})).onnx_bytes()
     found = latency_model(load_profile("cortex-m7")).predict(operations(int8, 1))
-    assert found.seconds == 2 * (64 * 16 * 27 + 64 * 16 * 144 + 80) / 1.92e9
+    assert found.seconds == pytest.approx(2 * (64 * 16 * 27 + 64 * 16 * 144 + 80) / 1.92e9, rel=1e-12)
     assert found.error is None
 
 
@@ -105,8 +105,10 @@ def test_layers_timed_alone_help() -> None:
     probe = Probe(purpose="edges", kind="conv2d", precisions=("int8", "float32"), channels=(16, 16), size=8, kernel=3)
     found = operations(probe.model(Placement()))
     table = fit([Sample(operations=found, seconds=5e-5, layers_s={"w0": 1e-5, "w1": 3e-5})], ridge=1e-9)
-    alone = {o.weight: sum(table.costs_s.get(t, 0) * n for t, n in terms([o], 16).items() if ":" in t.split()[0] and ">" not in t)
-             for o in found}  # fmt: skip
+    alone = {}
+    for operation in found:
+        own = {term: n for term, n in terms([operation], 16).items() if term.startswith(kind_of(operation))}
+        alone[operation.weight] = sum(table.costs_s.get(term, 0) * n for term, n in own.items())
     assert alone["w1"] > 1.5 * alone["w0"]
     assert table.predict(found).seconds == pytest.approx(5e-5, rel=0.01)
 
@@ -114,9 +116,9 @@ def test_layers_timed_alone_help() -> None:
 def test_operations_never_measured_leave_the_error_unknown() -> None:
     found = fit(samples()).predict(operations(TinyNetwork().onnx_bytes(), 1))
     assert found.error is None
-    assert found.notes == (
-        "never measured on this device, counted as nothing: Gemm:float32, GlobalAveragePool:float32",
-    ) or (found.notes and found.notes[0].startswith("never measured on this device, counted as nothing: "))
+    (note,) = found.notes
+    assert note.startswith("never measured on this device, counted as nothing: ")
+    assert "GlobalAveragePool:float32" in note
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
