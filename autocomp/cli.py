@@ -260,6 +260,36 @@ def verify(
 
 
 @app.command()
+def profile(
+    target: Annotated[
+        str, typer.Argument(help="Hardware profile, name or TOML.", metavar="TARGET", show_default=False)
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="TOML file to write. (default: <target>-measured.toml)", metavar="FILE", show_default=False),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Measure the device that is here and write a hardware profile; interrupted, the same command goes on."""
+    with terminal.guarded(None, verbose=verbose):
+        from autocomp.profiling.measure import profile_device
+        from autocomp.report import live
+        from autocomp.runtimes._profiles import load_target
+
+        found = load_target(target)
+        path = out or Path(f"{found.profile.name}-measured.toml")
+        with live.terminal(quiet, verbose) as progress:
+            written = str(profile_device(found, path, progress).absolute())
+        if json:
+            terminal.print_json({"file": written})
+        else:
+            typer.echo(written)
+    return 0
+
+
+@app.command()
 def targets(json: Json = False) -> int:
     """Hardware profiles: what there is, what is usable here, and why not."""
     with terminal.guarded(None):

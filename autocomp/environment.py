@@ -182,11 +182,15 @@ _PARTS = (
         "TensorRT-RTX targets",
         'pip install "autocomp[tensorrt-rtx]"',
     ),
+    ("cuda", ("cuda-bindings", "cuda-python"), "TensorRT targets: memory and timing", "pip install cuda-bindings"),
+    ("pycuda", ("pycuda",), "TensorRT targets, where cuda-bindings is not installed", "pip install pycuda"),
+    ("pynvml", ("nvidia-ml-py",), "clocks and other processes of a GPU while it is timed", "pip install nvidia-ml-py"),
     ("ray", ("ray",), "--cluster", 'pip install "autocomp[ray]"'),
     ("optuna_dashboard", ("optuna-dashboard",), "watching a study", 'pip install "autocomp[dashboard]"'),
     ("torchvision", ("torchvision",), "models torchvision:NAME", "pip install torchvision"),
     ("timm", ("timm",), "models timm:NAME", "pip install timm"),
 )
+_DRIVER = "on a machine with an NVIDIA GPU: sudo ubuntu-drivers install, or nvidia.com/drivers"
 _PYTHON = ((3, 11), (3, 14))
 
 
@@ -217,8 +221,15 @@ def _check_package(module: str, distributions: tuple[str, ...], use: str, remedy
 
 def _check_gpus() -> dict[str, str]:
     devices = ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in gpus())
-    detail = devices or "no NVIDIA device; CPU targets do not need one"
-    return _row("CUDA device", bool(devices), detail, "install an NVIDIA driver where there is a device (nvidia-smi)")
+    detail = devices or _no_gpu()
+    return _row("CUDA device", bool(devices), detail, _DRIVER)
+
+
+def _no_gpu() -> str:
+    """Which half is missing: the card or its driver."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return "an NVIDIA driver is loaded, but nvidia-smi shows no device"
+    return "no NVIDIA driver is loaded; CPU targets do not need one, latencies of GPU targets are predicted"
 
 
 def _check_cache() -> dict[str, str]:

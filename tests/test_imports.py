@@ -21,6 +21,7 @@ FLOORS = (
     ("graph", "coding"),
     ("transforms",),
     ("runtimes",),
+    ("profiling",),
     ("evaluators",),
     ("survey", "planner", "finish", "executors", "report", "workloads"),
     ("search",),

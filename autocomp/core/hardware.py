@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +47,14 @@ class HardwareProfile:
         name: file name without suffix.
         title: for people.
         runtime: name of the runtime module ("onnxruntime").
+        device: text that the device's own name holds; "": whatever device the runtime finds.
         precisions: layer kind → compute precisions the device runs ("float32", "int8", ...).
         placement: where Q/DQ goes.
         channel_multiple: precision → channel count multiple that runs at full speed.
         limits: named limits in bytes ("memory_bytes", "flash_bytes").
         options: settings for the runtime (threads, ...).
         numbers: every number with unit and source, as the file says.
+        latency_table: JSON file of measured operator costs, None where nothing was measured.
         path: the file.
     """
 
@@ -60,11 +62,13 @@ class HardwareProfile:
     title: str
     runtime: str
     precisions: Mapping[str, tuple[str, ...]]
+    device: str = ""
     placement: Placement = Placement()
     channel_multiple: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    latency_table: Path | None = None
     path: Path | None = None
 
 
@@ -127,6 +131,15 @@ class Runtime(Protocol):
 
     def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
         """Bring a plan onto its device; ``example`` is the input it will be timed with."""
+        ...
+
+
+@runtime_checkable
+class TimesLayers(Protocol):
+    """What a runtime may have besides: the time of each layer inside an engine."""
+
+    def layer_times_s(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Mapping[str, float]:
+        """Key of ``plan.layers`` → fastest seconds of its kernel; layers that cannot be told apart are left out."""
         ...
 
 

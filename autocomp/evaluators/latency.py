@@ -14,11 +14,9 @@ reference seen on this device is taken once more; if the second is no better it 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +26,8 @@ import autocomp
 from autocomp import environment
 from autocomp.core.hardware import Engine, Plan, Target
 from autocomp.core.outcome import Measurement
-from autocomp.core.run_folder import storage_errors, write_atomic
 from autocomp.core.stage import Stage
+from autocomp.evaluators._remembered import entry_path, read_json, write_json
 from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
 from autocomp.evaluators.statistics import median_ci, ratio_ci
 
@@ -83,7 +81,7 @@ class LatencyMeter:
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
     ) -> tuple[Measurement, int] | None:
         """The remembered measurement and engine size, or None. Arguments as for :meth:`measure`."""
-        entry = _read_json(self._path("measurement", key, example, reference_key)) or {}
+        entry = read_json(self._path("measurement", key, example, reference_key)) or {}
         try:
             return Measurement.from_json(entry["measurement"]), int(entry["engine_bytes"])
         except (KeyError, TypeError, ValueError):
@@ -135,7 +133,7 @@ class LatencyMeter:
             best_path = self._path("reference", "", example, reference_key)
             measurement = self._time(engine, beside, example, plan, best_path)
             plain = measurement.to_json()
-            _write_json(path, {"key": key, "measurement": plain, "engine_bytes": plan.engine_bytes})
+            write_json(path, {"key": key, "measurement": plain, "engine_bytes": plan.engine_bytes})
             return Measurement.from_json(plain), plan.engine_bytes
 
     def _build(self, model: bytes, example: np.ndarray) -> Plan:
@@ -153,7 +151,7 @@ class LatencyMeter:
 
     def _time(self, engine: Engine, beside: Engine, example: np.ndarray, plan: Plan, best_path: Path) -> Measurement:
         """Up to ``attempts`` measurements; the one with the fastest reference is kept."""
-        found = (_read_json(best_path) or {}).get("median_s")
+        found = (read_json(best_path) or {}).get("median_s")
         best = found if isinstance(found, float) else None
         tries: list[Measurement] = []
         for _ in range(self.recipe.attempts):
@@ -163,7 +161,7 @@ class LatencyMeter:
         chosen = min(tries, key=_reference_s)
         median_s = _reference_s(chosen)
         if best is None or median_s < best:
-            _write_json(best_path, {"median_s": median_s})
+            write_json(best_path, {"median_s": median_s})
         conditions = {
             **self._conditions(plan, example),
             **chosen.conditions,
@@ -238,8 +236,7 @@ class LatencyMeter:
             "cpu": {**environment.cpu(), "flags": sorted(environment.cpu()["flags"])},
             "recipe": dataclasses.asdict(self.recipe),
         }
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        return self.cache_dir / f"{kind}-{digest}.json"
+        return entry_path(self.cache_dir, kind, identity)
 
 
 def latency_ci95(measurement: Measurement, seed: int = 0) -> tuple[float, float]:
@@ -270,18 +267,3 @@ def normalised_s(measurement: Measurement, reference_s: float) -> float:
 
 def _reference_s(measurement: Measurement) -> float:
     return statistics.median(measurement.reference_s)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``; None where there is no file or it holds something else."""
-    with storage_errors(path):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-    return data if isinstance(data, dict) else None
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with storage_errors(path):
-        write_atomic(path, json.dumps(data, indent=1).encode())

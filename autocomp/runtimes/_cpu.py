@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autocomp.core.hardware import HardwareProfile
 from autocomp.environment import cpu
 
 
@@ -11,6 +12,15 @@ def versions() -> dict[str, str]:
         "device": f"{cpu()['model']}, {cpu()['cores']} cores",
         "int8_instructions": int8_instructions(cpu()["flags"]),
     }
+
+
+def no_device(profile: HardwareProfile) -> str | None:
+    """None where this CPU is the profile's device, or the profile names none."""
+    if profile.device in versions()["device"]:
+        return None
+    return (
+        f"{profile.name} is {profile.device}, this CPU is {cpu()['model']}: run it there, or take cpu-{profile.runtime}"
+    )
 
 
 def int8_instructions(flags: frozenset[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from autocomp import runtimes
 from autocomp.core import shipped
 from autocomp.core.hardware import HardwareProfile, Placement, Target
-from autocomp.errors import AutocompError, ConfigError, UnsupportedError
+from autocomp.errors import AutocompError, ConfigError
 
 LAYER_KINDS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "embedding")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "float8", "int8", "int4")
@@ -28,7 +28,9 @@ UNITS: Mapping[str, Mapping[str, float]] = {
     "time": {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
     "bandwidth": {"B/s": 1, "MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12, "MiB/s": 2**20, "GiB/s": 2**30},
     "frequency": {"Hz": 1, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9},
-    "throughput": {"op/s": 1, "Gop/s": 1e9, "Top/s": 1e12},
+    "throughput": {"op/s": 1, "Mop/s": 1e6, "Gop/s": 1e9, "Top/s": 1e12},
+    "power": {"W": 1, "mW": 1e-3},
+    "energy": {"J": 1, "nJ": 1e-9, "pJ": 1e-12},
     "channels": {"channels": 1},
     "threads": {"threads": 1},
     "count": {"1": 1},
@@ -40,12 +42,25 @@ NUMBERS = {
     "memory_bandwidth_bytes_per_s": "bandwidth",
     "clock_hz": "frequency",
     "launch_overhead_s": "time",
+    "board_power_w": "power",
     **{f"peak_{p}_ops_per_s": "throughput" for p in PRECISIONS},
+    **{f"energy_{p}_j_per_op": "energy" for p in PRECISIONS},
 }
 _PLACEMENT = ("outputs", "elementwise", "symmetric", "residual", "depthwise")
 FLOAT_TYPES = ("float32", "float16")
 INT4_BLOCKS = (8, 16, 32, 64, 128, 256)
-_SECTIONS = ("title", "runtime", "precisions", "placement", "channel_multiple", "limits", "options", "numbers")
+_SECTIONS = (
+    "title",
+    "runtime",
+    "device",
+    "latency_table",
+    "precisions",
+    "placement",
+    "channel_multiple",
+    "limits",
+    "options",
+    "numbers",
+)
 
 
 @dataclass(frozen=True)
@@ -139,14 +154,26 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         name=path.stem,
         title=title,
         runtime=runtime,
+        device=read.text(data, "device") if "device" in data else "",
         precisions=precisions,
         placement=placement,
         channel_multiple={key: entry["value"] for key, entry in multiples.items()},
         limits={key: entry["value"] for key, entry in limits.items()},
         options=options,
         numbers=sources,
+        latency_table=_latency_table(read, data),
         path=path,
     )
+
+
+def _latency_table(read: _Reader, data: Mapping[str, Any]) -> Path | None:
+    """The file beside the profile that ``latency_table`` names."""
+    if "latency_table" not in data:
+        return None
+    found = read.path.parent / read.text(data, "latency_table")
+    if not found.is_file():
+        raise read.error("latency_table", f"no file {found}; run autocomp profile again or take the key out")
+    return found
 
 
 def _precisions(read: _Reader, data: Mapping[str, Any], sources: dict[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -220,26 +247,40 @@ def _options(
 
 
 def load_target(name_or_path: str) -> Target:
-    """Profile and runtime; :class:`UnsupportedError` says what is missing and how to get it."""
+    """Profile and runtime. :meth:`Target.cannot_build` and :meth:`Target.cannot_measure` say what is missing here."""
     profile = load_profile(name_or_path)
-    runtime = runtimes.find(profile.runtime)
-    missing = runtime.missing()
-    if missing is not None:
-        raise UnsupportedError(f"target {profile.name} cannot run here: {missing}")
-    return Target(profile=profile, runtime=runtime)
+    return Target(profile=profile, runtime=runtimes.find(profile.runtime))
+
+
+STATES = ("measured", "predicted", "unusable")
+"""Latencies are measured here; predicted from the profile's figures; or the target cannot be used at all."""
 
 
 def list_targets() -> list[dict[str, Any]]:
-    """Every shipped profile: ``name``, ``title``, ``runtime``, ``usable``, ``why_not`` ("" where usable)."""
-    rows = []
-    for name in shipped.names("hw_profiles"):
-        row: dict[str, Any] = {"name": name, "title": "", "runtime": "", "usable": False, "why_not": ""}
-        try:
-            profile = load_profile(name)
-        except AutocompError as error:
-            row["why_not"] = str(error)
-        else:
-            why = runtimes.find(profile.runtime).missing()
-            row |= {"title": profile.title, "runtime": profile.runtime, "usable": why is None, "why_not": why or ""}
-        rows.append(row)
-    return rows
+    """Every shipped profile: ``name``, ``title``, ``runtime``, ``usable``, ``latency``, ``why_not``.
+
+    ``latency`` is one of :data:`STATES`. ``why_not`` says why latencies are not measured here and what to do about it,
+    "" where they are.
+    """
+    return [_state(name) for name in shipped.names("hw_profiles")]
+
+
+def _state(name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "title": "", "runtime": "", "usable": False, "latency": "unusable"}
+    try:
+        target = load_target(name)
+    except AutocompError as error:
+        return row | {"why_not": str(error)}
+    profile = target.profile
+    why = target.cannot_measure()
+    figures = profile.latency_table is not None or any(k.startswith("numbers.peak_") for k in profile.numbers)
+    latency = "measured" if why is None else "predicted" if figures else "unusable"
+    if latency == "unusable":
+        why = f"{why}; the profile has no figures to predict from"
+    return row | {
+        "title": profile.title,
+        "runtime": profile.runtime,
+        "usable": latency != "unusable",
+        "latency": latency,
+        "why_not": why or "",
+    }

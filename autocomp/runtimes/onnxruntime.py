@@ -7,6 +7,8 @@ did is read back from the optimised graph, never assumed.
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 import re
 import tempfile
 import time
@@ -37,6 +39,19 @@ _LEVELS = {
 # biases that it also makes, and that integer convolutions need, are written by ``_onnx_graph``.
 _DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}
+_LAYER_KERNELS = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "Conv",
+    "FusedConv",
+    "ConvTranspose",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+)
+_PROFILED_RUNS = 100
 _QUIET = 4  # fatal only: every error reaches us as an exception as well
 _NODE = re.compile(r"""In Node, \("([^"]+)"|Name:'([^']+)'|[Nn]ode:? ?\(([^()]+)\)|Node \(([^()]+)\)""")
 
@@ -102,8 +117,8 @@ class OnnxRuntime:
         return f"{' and '.join(wanted)} not installed; pip install {' '.join(wanted)}" if wanted else None
 
     def no_device(self, profile: HardwareProfile) -> str | None:
-        """None: this CPU is the device."""
-        return None
+        """None where this CPU is the profile's device, or the profile names none."""
+        return _cpu.no_device(profile)
 
     def versions(self) -> dict[str, str]:
         """Version, and the CPU with the instructions its integer kernels use."""
@@ -163,6 +178,33 @@ class OnnxRuntime:
         except raised() as error:
             raise UnsupportedError(_explain("cannot load the plan", error)) from error
         return OnnxRuntimeEngine(session, example)
+
+    def layer_times_s(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> dict[str, float]:
+        """The fastest of :data:`_PROFILED_RUNS` runs of each layer's kernel, from ONNX Runtime's profile.
+
+        Kernels and ``plan.layers`` stand in the same order; {} where their numbers or precisions differ.
+        """
+        import onnxruntime as ort
+
+        with tempfile.TemporaryDirectory(prefix="autocomp-onnxruntime-") as folder:
+            options = _session_options(profile, level="disabled")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = ort.InferenceSession(plan.data, options, providers=["CPUExecutionProvider"])
+            info = session.get_inputs()[0]
+            feed = {info.name: example.astype(_NUMPY_TYPES.get(info.type, "float32"))}
+            for _ in range(_PROFILED_RUNS):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        kernels: dict[str, tuple[str, float]] = {}
+        for event in events:
+            kind = event.get("args", {}).get("op_name", "")
+            if event["name"].endswith("_kernel_time") and kind in _LAYER_KERNELS:
+                fastest = min(event["dur"] * 1e-6, kernels.get(event["name"], ("", math.inf))[1])
+                kernels[event["name"]] = ("int8" if kind in _LAYER_KERNELS[:3] else "float32", fastest)
+        if [precision for precision, _ in kernels.values()] != list(plan.layers.values()):
+            return {}
+        return dict(zip(plan.layers, (seconds for _, seconds in kernels.values()), strict=True))
 
 
 def runtime() -> OnnxRuntime:

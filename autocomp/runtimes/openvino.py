@@ -104,8 +104,8 @@ class OpenVino:
         return f'{" and ".join(wanted)} not installed; pip install "autocomp[openvino]"' if wanted else None
 
     def no_device(self, profile: HardwareProfile) -> str | None:
-        """None: this CPU is the device."""
-        return None
+        """None where this CPU is the profile's device, or the profile names none."""
+        return _cpu.no_device(profile)
 
     def versions(self) -> dict[str, str]:
         """Version, and the CPU with the instructions its integer kernels use."""

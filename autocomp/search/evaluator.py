@@ -25,7 +25,7 @@ from autocomp.core.stage import Stage
 from autocomp.core.variant import Variant
 from autocomp.core.workload import Workload
 from autocomp.evaluators import artifact
-from autocomp.evaluators.latency import LatencyMeter
+from autocomp.evaluators.meter import Meter, make_meter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
 from autocomp.search.session import Session, open_session
@@ -72,8 +72,8 @@ class Evaluator:
         return self.session.calibration[:1]
 
     @cached_property
-    def meter(self) -> LatencyMeter:
-        return LatencyMeter(self.session.target, self.session.run.cache / "engines")
+    def meter(self) -> Meter:
+        return make_meter(self.session.target, self.session.run.cache / "engines")
 
     # the structures
 
@@ -173,7 +173,7 @@ class Evaluator:
 
     def latency(
         self, compressed: CompressedModel, batch_size: int | None = None, *, fresh: bool = False
-    ) -> tuple[Measurement, int] | None:
+    ) -> tuple[Measurement, int | None] | None:
         """Measured latency and engine size; None where the network has no graph to export.
 
         Args:
@@ -188,7 +188,7 @@ class Evaluator:
         key = form.exporter.structure_key(compressed, form.placement, batch)
         return self._timed(key, lambda: self.onnx(compressed, batch), batch, fresh=fresh)
 
-    def float32_latency(self) -> tuple[Measurement, int] | None:
+    def float32_latency(self) -> tuple[Measurement, int | None] | None:
         """The same of the uncompressed network, in float32 also where the target's float type is another."""
         if self.session.network.graph is None:
             return None
@@ -198,7 +198,7 @@ class Evaluator:
 
     def _timed(
         self, key: str, model: Callable[[], bytes], batch: int, *, fresh: bool = False
-    ) -> tuple[Measurement, int]:
+    ) -> tuple[Measurement, int | None]:
         example: np.ndarray = self.session.workload.example(batch).numpy()
         return self.meter.measure(key, model, example, lambda: self._float32_onnx(batch), fresh=fresh)
 
@@ -243,11 +243,13 @@ class Evaluator:
         layers = form.network.layers
         exported = form.executes(compressed, set(asked))
         built = timing.conditions.get("layer_precisions", {})
-        floats = [n for n in asked if exported[n] != "int8" or built.get(layers[n].weight, "int8") != "int8"]
+        runs = {n: built.get(layers[n].weight, exported[n]) for n in asked}
+        floats = [n for n, precision in runs.items() if precision != "int8"]
         if not floats:
             return ()
         more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
-        return (f"requested int8, runs float32: {', '.join(floats[:3])}{more}",)
+        kinds = "/".join(sorted({runs[n] for n in floats}))
+        return (f"requested int8, runs {kinds}: {', '.join(floats[:3])}{more}",)
 
     def path_of(self, candidate: Candidate) -> Path:
         """Where an evaluated candidate's file lies until the front is known."""

@@ -20,6 +20,7 @@ from autocomp.core.steps import STRUCTURE_AXES, Choice, StepConfig
 from autocomp.core.workload import Workload
 from autocomp.environment import environment
 from autocomp.errors import CorruptFileError, UnsupportedError
+from autocomp.evaluators.meter import make_meter
 from autocomp.search.session import Session, open_session
 from autocomp.stages.limits import unreachable_budget
 from autocomp.transforms.quantize import QuantizeWeights, quantize_weight
@@ -90,6 +91,7 @@ def open_run(settings: Settings, run: RunFolder, workload: Workload | None, prog
         write_config(settings, run.config)
     why = session.target.cannot_measure()
     if why is not None:
+        make_meter(session.target, run.cache)  # refuses here where there is nothing to predict from
         progress.note(
             f"latencies for {session.target.profile.name} are predicted, not measured: {why}; to measure them, run "
             "the same command on the device"

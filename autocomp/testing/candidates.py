@@ -52,14 +52,25 @@ def rounded_candidate(network: Network, kinds: Collection[str], *, bits: int) ->
     return CompressedModel(candidate=Candidate({}), tensors=tensors)
 
 
-def int8_candidate(network: Network, inputs: Tensor, placement: Placement | None = None) -> CompressedModel:
-    """All weights on 8 bit grids; activations of matrix layers uint8 over their range on ``inputs``."""
+def int8_candidate(
+    network: Network, inputs: Tensor, placement: Placement | None = None, *, only: Collection[str] | None = None
+) -> CompressedModel:
+    """All weights on 8 bit grids; activations of matrix layers uint8 over their range on ``inputs``.
+
+    Args:
+        network: with a graph.
+        inputs: [n, ...], what the ranges are taken from.
+        placement: of the target; None: the default one.
+        only: layers whose activations are quantized; None: all.
+    """
     state = network.module.state_dict()
     tensors: dict[str, Encoding] = {}
     for layer in network.layers.values():
         axis = 1 if layer.kind == "conv_transpose2d" else 0
         tensors[layer.weight] = rounded_weight(state[layer.weight], axis=axis)
     layers = {name: "minmax" for name, layer in network.layers.items() if layer.kind not in ("embedding",)}
+    if only is not None:
+        layers = {name: calibrator for name, calibrator in layers.items() if name in only}
     placement = placement or Placement()
     activations = {}
     for key, (low, high) in ranges(network, inputs, quantized_values(network, layers, placement)).items():

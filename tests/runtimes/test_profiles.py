@@ -92,8 +92,12 @@ def test_figures_come_in_base_units_with_their_source(tmp_path: Path) -> None:
         ('source = "data sheet, table 3"', "", "precisions.conv2d.source: missing"),
         ("outputs = false", "outputs = 0", "placement.outputs: must be true or false, is 0"),
         ('source = "manual"\n[channel', "[channel", "placement.source: missing"),
-        ('runtime = "onnxruntime"', 'runtime = "onnx"', "runtime: unknown runtime 'onnx'; known: onnxruntime"),
+        ('runtime = "onnxruntime"', 'runtime = "onnx"', "runtime: unknown runtime 'onnx'; known: "),
         ('title = "A board"', "", "title: missing"),
+        ('title = "A board"', 'title = "A board"\ndevice = 3', "device: must be text, is 3"),
+        ('title = "A board"', 'title = "A board"\nlatency_table = "x.json"', "latency_table: no file"),
+        ("clock_hz =", "peak_int8_ops_per_s =", "peak_int8_ops_per_s.unit: 'MHz' is no unit of throughput"),
+        ("clock_hz =", "peak_int9_ops_per_s =", "unknown key; did you mean peak_int8_ops_per_s?"),
         ('title = "A board"', "title = 3", "title: must be text, is 3"),
         ('title = "A board"', "title = ", "not valid TOML"),
     ],
@@ -133,7 +137,16 @@ def test_targets_are_listed_with_why_not() -> None:
     rows = {row["name"]: row for row in list_targets()}
     assert set(rows) == set(shipped.names("hw_profiles"))
     assert rows["cpu-onnxruntime"]["usable"] is True
-    assert all(bool(row["why_not"]) is not row["usable"] for row in rows.values())
+    assert rows["cpu-onnxruntime"]["latency"] == "measured"
+    assert all(bool(row["why_not"]) is (row["latency"] != "measured") for row in rows.values())
+    assert all(row["usable"] is (row["latency"] != "unusable") for row in rows.values())
+    assert rows["cortex-m7"]["latency"] == "predicted"
+    assert "no compiler for this device" in rows["cortex-m7"]["why_not"]
+
+
+def test_a_profile_of_another_cpu_is_not_measured_on_this_one() -> None:
+    why = load_target("xeon-vnni").cannot_measure()
+    assert why is None or ("Platinum 8256" in why and "take cpu-onnxruntime" in why)
 
 
 def test_documentation_names_every_key() -> None:
@@ -143,7 +156,7 @@ def test_documentation_names_every_key() -> None:
     path = Path(__file__).parents[2] / "docs" / "hardware_profiles.md"
     text = path.read_text(encoding="utf-8")
     keys = {*schema.LAYER_KINDS, *schema.PRECISIONS, *schema.LIMITS, *schema._PLACEMENT}
-    keys |= {k for k in schema.NUMBERS if not k.startswith("peak_")}
+    keys |= {k for k in schema.NUMBERS if not k.startswith(("peak_", "energy_"))}
     keys |= {option for name in runtimes.names() for option in runtimes.module(name).OPTIONS}
     assert [k for k in sorted(keys) if f"`{k}`" not in text] == []
 
