@@ -118,7 +118,7 @@ class OnnxRuntime:
 
     def no_device(self, profile: HardwareProfile) -> str | None:
         """None where this CPU is the profile's device, or the profile names none."""
-        if profile.device in self.versions()["device"]:
+        if profile.device in _device():
             return None
         return (
             f"{profile.name} is {profile.device}, this CPU is {cpu()['model']}: run it there, or take cpu-onnxruntime"
@@ -130,7 +130,7 @@ class OnnxRuntime:
 
         return {
             "onnxruntime": ort.__version__,
-            "device": f"{cpu()['model']}, {cpu()['cores']} cores",
+            "device": _device(),
             "int8_instructions": int8_instructions(cpu()["flags"]),
         }
 
@@ -218,6 +218,10 @@ class OnnxRuntime:
 def runtime() -> OnnxRuntime:
     """The runtime of this module."""
     return OnnxRuntime()
+
+
+def _device() -> str:
+    return f"{cpu()['model']}, {cpu()['cores']} cores"
 
 
 def int8_instructions(flags: frozenset[str]) -> str:
