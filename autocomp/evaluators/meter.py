@@ -33,8 +33,8 @@ class Meter(Protocol):
         *,
         reference_key: str = "float32",
         fresh: bool = False,
-    ) -> tuple[Measurement, int | None]:
-        """Latency, and the engine's size where one was built."""
+    ) -> tuple[Measurement, int | None] | None:
+        """Latency, and the engine's size where one was built; None where nothing is known of it."""
         ...
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import autocomp
 from autocomp.core.hardware import Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.stage import Stage
+from autocomp.errors import UnsupportedError
 from autocomp.evaluators._remembered import entry_path, read_json, write_json
 from autocomp.profiling.model import Prediction, latency_model
 from autocomp.profiling.operations import Operation, operations
@@ -45,7 +46,7 @@ class LatencyPredictor:
         self.builds = 0
         self._model = latency_model(target.profile)
         self._figures = _digest(target)
-        self._references: dict[str, Prediction] = {}
+        self._references: dict[str, Prediction | None] = {}
 
     def __enter__(self) -> LatencyPredictor:
         return self
@@ -76,8 +77,11 @@ class LatencyPredictor:
         *,
         reference_key: str = "float32",
         fresh: bool = False,
-    ) -> tuple[Measurement, int | None]:
+    ) -> tuple[Measurement, int | None] | None:
         """Predicted latency of one inference, and the size of the engine where one could be built.
+
+        None where the profile lacks a figure for it: a network that runs partly in float32 on a device that is only
+        known to run int8.
 
         Args:
             key: structure and precision of the network, not its weight values.
@@ -92,7 +96,7 @@ class LatencyPredictor:
             (method, error, notes) and, where it was built, ``layer_precisions``; engine size in bytes or None.
 
         Raises:
-            UnsupportedError: the runtime refuses the model, or a figure is missing for it.
+            UnsupportedError: the runtime refuses the model.
             StorageError: the cache folder cannot be written.
         """
         known = None if fresh else self.lookup(key, example, reference_key=reference_key)
@@ -102,11 +106,13 @@ class LatencyPredictor:
         data = model()
         plan = self._build(data, example)
         self.builds += 1
-        found = self._model.predict(as_built(operations(data, batch_size), plan))
+        found = self._predict(as_built(operations(data, batch_size), plan))
+        if found is None:
+            return None
         beside = self._reference(reference, batch_size, reference_key)
         measurement = Measurement(
             samples_s=(found.seconds,),
-            reference_s=(beside.seconds,),
+            reference_s=(beside.seconds,) if beside is not None else (),
             source="predicted",
             conditions=self._conditions(plan, found, example),
         )
@@ -122,11 +128,18 @@ class LatencyPredictor:
         with Stage("build"):
             return self.target.runtime.build(model, self.target.profile, example)
 
-    def _reference(self, make: Callable[[], bytes], batch_size: int, reference_key: str) -> Prediction:
+    def _reference(self, make: Callable[[], bytes], batch_size: int, reference_key: str) -> Prediction | None:
         name = f"{reference_key}:{batch_size}"
         if name not in self._references:
-            self._references[name] = self._model.predict(operations(make(), batch_size))
+            self._references[name] = self._predict(operations(make(), batch_size))
         return self._references[name]
+
+    def _predict(self, found: tuple[Operation, ...]) -> Prediction | None:
+        """None where a figure is missing: what is unknown stays unknown."""
+        try:
+            return self._model.predict(found)
+        except UnsupportedError:
+            return None
 
     def _conditions(self, plan: Plan | None, found: Prediction, example: np.ndarray) -> dict[str, Any]:
         runtime, profile = self.target.runtime, self.target.profile

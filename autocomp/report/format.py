@@ -158,6 +158,12 @@ def loss_label(summary: RunSummary) -> str:
     return "KL divergence to float32 (nats, search split)"
 
 
+def latency_title(summary: RunSummary) -> str:
+    """Head of the latency column: predicted latencies are never shown as measured ones."""
+    rows = [r for r in (summary.best, summary.float32, *summary.baselines.values()) if r is not None]
+    return "latency (predicted)" if any(r.latency_source == "predicted" for r in rows) else "latency"
+
+
 def answer(summary: RunSummary) -> str:
     """The result in one sentence."""
     best, base, metric = summary.best, summary.float32, summary.metric
@@ -168,6 +174,7 @@ def answer(summary: RunSummary) -> str:
     text += f", {metric['name']} {final_score(best, metric)} against {final_score(base, metric)}"
     if best.latency_ms is not None and base.latency_ms is not None:
         text += f", {latency(best.latency_ms)} against {latency(base.latency_ms)}"
+        text += " (predicted)" if best.latency_source == "predicted" else ""
     return text + "."
 
 

@@ -34,7 +34,15 @@ def summary_table(summary: RunSummary) -> RenderableType:
     from rich.text import Text
 
     table = _table(f"{summary.model} on {summary.data}, {summary.target}")
-    columns = ["", "file", "smaller", f"{summary.metric['name']}", "95 %", "latency", "meets constraints"]
+    columns = [
+        "",
+        "file",
+        "smaller",
+        f"{summary.metric['name']}",
+        "95 %",
+        fmt.latency_title(summary),
+        "meets constraints",
+    ]
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number in (0, 6) else "right", no_wrap=number != 6)
     rows = [summary.best, summary.float32, *summary.baselines.values()]

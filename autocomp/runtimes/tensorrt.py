@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autocomp.runtimes._trt import COMMON_OPTIONS, Product, TensorRT
 
+PLAN_SUFFIX = ".plan"
 # Settings a profile may give (schema: docs/hardware_profiles.md).
 OPTIONS = {
     **COMMON_OPTIONS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autocomp.runtimes._trt import COMMON_OPTIONS, Product, TensorRT
 
+PLAN_SUFFIX = ".plan"
 # Settings a profile may give (schema: docs/hardware_profiles.md). No Hopper here: that is TensorRT's.
 OPTIONS = {**COMMON_OPTIONS, "compute_capability": ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")}
 

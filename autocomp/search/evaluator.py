@@ -174,7 +174,7 @@ class Evaluator:
     def latency(
         self, compressed: CompressedModel, batch_size: int | None = None, *, fresh: bool = False
     ) -> tuple[Measurement, int | None] | None:
-        """Measured latency and engine size; None where the network has no graph to export.
+        """Latency and engine size; None where the network has no graph to export, or nothing is known of it.
 
         Args:
             compressed: the network.
@@ -198,7 +198,7 @@ class Evaluator:
 
     def _timed(
         self, key: str, model: Callable[[], bytes], batch: int, *, fresh: bool = False
-    ) -> tuple[Measurement, int | None]:
+    ) -> tuple[Measurement, int | None] | None:
         example: np.ndarray = self.session.workload.example(batch).numpy()
         return self.meter.measure(key, model, example, lambda: self._float32_onnx(batch), fresh=fresh)
 

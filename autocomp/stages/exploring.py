@@ -94,7 +94,7 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
             file_bytes=done.file_bytes, score=done.score, latency_s=latency_s, engine_bytes=done.engine_bytes
         )
 
-    timed = session.network.graph is not None
+    timed = float32.latency_ms is not None  # else some rows have a latency and others none
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
     location = settings.storage or session.run.journal
     with open_storage(location, lock=session.run.cache / "study.lock") as storage:

@@ -224,7 +224,7 @@ def batch_notes(evaluator: Evaluator, compressed: CompressedModel) -> tuple[str,
     notes = []
     for batch in evaluator.session.settings.batch_size[1:]:
         timing = evaluator.latency(compressed, batch)
-        if timing is not None:
+        if timing is not None and timing[0].reference_s:
             ratio, (low, high) = ratio_ci(timing[0].samples_s, timing[0].reference_s)
             span = f" [{low:.2f}, {high:.2f}]" if timing[0].source == "measured" else ", predicted"
             notes.append(f"batch {batch}: {timing[0].median_s() * 1e3:.3g} ms, {ratio:.2f} x float32's latency{span}")

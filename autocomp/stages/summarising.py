@@ -17,7 +17,7 @@ from autocomp.core.result import LayerReport
 from autocomp.core.row import Row
 from autocomp.core.steps import FLOAT
 from autocomp.core.workload import Metric
-from autocomp.evaluators.statistics import ratio_ci
+from autocomp.evaluators.statistics import median_ratio, ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
 from autocomp.transforms.patches import Patches, has_patches
@@ -147,11 +147,11 @@ def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tu
         timing: its measurement, with the float32 engine interleaved.
         profile_title: the target, for people.
     """
-    if timing is None or not timing.reference_s:
-        return ("no latency was measured: the network could not be traced for export",)
-    ratio, (low, high) = ratio_ci(timing.samples_s, timing.reference_s)
+    if timing is None:
+        return (f"no latency: the network could not be traced for export, or {profile_title} has no figures for it",)
     if timing.source == "predicted":
-        return (f"predicted, not measured: {ratio:.2f} x the latency of float32 on {profile_title}",)
+        return (predicted_note(timing, profile_title),)
+    ratio, (low, high) = ratio_ci(timing.samples_s, timing.reference_s)
     text = f"{ratio:.2f} x the latency of float32 [{low:.2f}, {high:.2f}], measured in turn on {profile_title}"
     if high < 1.0:
         return (text,)
@@ -162,6 +162,19 @@ def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tu
     else:
         why = "it executes in float32, since fewer bits in the file change no arithmetic"
     return (f"smaller, not faster: {text}: {why}",)
+
+
+def predicted_note(timing: Measurement, profile_title: str) -> str:
+    """What a predicted latency is worth: its method, its error, what it leaves out."""
+    facts = timing.conditions.get("prediction", {})
+    error = f"within {facts['error']:.0%} for 9 of 10 networks" if facts.get("error") is not None else "error unknown"
+    ratio = (
+        f"{median_ratio(timing.samples_s, timing.reference_s):.2f} x the latency of float32, "
+        if timing.reference_s
+        else ""
+    )
+    left_out = "".join(f"; {note}" for note in facts.get("notes", ()))
+    return f"{ratio}predicted for {profile_title} ({facts.get('method', 'predicted')}, {error}), not measured{left_out}"
 
 
 def faster_note(best: Row, rows: Sequence[Row], metric: Metric) -> tuple[str, ...]:
