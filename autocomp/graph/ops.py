@@ -33,6 +33,7 @@ CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
 MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "contiguous"}
     | {"dropout", "feature_dropout", "alias", "clone", "detach", "max_pool1d", "max_pool2d", "max_pool3d"}
+    | {"zero_pad"}  # the zeros that it adds lie on every grid
     | {"slice", "select", "narrow", "expand", "expand_as", "channel_shuffle", "pixel_shuffle", "numpy_T"}
 )
 """Operations whose results are elements of their input: on its grid if that is quantized."""
@@ -56,6 +57,16 @@ def op_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[1]
     return getattr(target, "__name__", str(target))
+
+
+def value_op(node: fx.Node) -> str:
+    """:func:`op_name`, but "zero_pad" for padding with zeros, which alone keeps a value on its grid."""
+    name = op_name(node)
+    if name == "pad":
+        zeros = argument(node, 2, "mode", "constant") == "constant" and argument(node, 3, "value") in (None, 0)
+    else:
+        zeros = name == "constant_pad_nd" and argument(node, 2, "value", 0) == 0
+    return "zero_pad" if zeros else name
 
 
 def is_check(node: fx.Node) -> bool:

@@ -91,7 +91,7 @@ def _residual_operands(network: Network, int8_layers: Mapping[str, str]) -> dict
 
 
 def _call_values(network: Network, name: str) -> list[str]:
-    """Values that the calls of a layer read."""
+    """Values that the calls of a layer read; in front of padding with zeros, which kernels do by themselves."""
     keys = {value.node: key for key, value in network.values.items()}
     found = []
     if network.graph is not None:
@@ -100,6 +100,8 @@ def _call_values(network: Network, name: str) -> list[str]:
             weight = ops.weight_of(node)
             if weight is not None and weight.target == layer.weight and ops.op_name(node) == layer.kind:
                 key = keys.get(ops.data_of(node).name)
+                while key is not None and network.values[key].op == "zero_pad":
+                    key = next(iter(network.values[key].producers), None)
                 if key is not None:
                     found.append(key)
     return found

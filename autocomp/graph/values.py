@@ -45,7 +45,7 @@ def name_values(graph: fx.Graph, shapes: Mapping[fx.Node, tuple[int, ...]]) -> d
         keys[node] = key
         values[key] = Value(
             key=key,
-            op=op,
+            op=op if node.op == "placeholder" else ops.value_op(node),
             shape=shapes[node][1:],
             nonnegative=nonnegative.get(node, False),
             producers=tuple(dict.fromkeys(_producers(node, keys, depends))),

@@ -139,13 +139,15 @@ class OnnxExporter:
         """Value → quantizer, for the values that get a Q/DQ pair of their own.
 
         A value that only moves elements of a quantized one lies on its grid already. ONNX Runtime wants a pair on
-        both sides of every operation; else it gets one only where an int8 layer reads it.
+        both sides of every operation; else it gets one only where an int8 layer reads it, and none between
+        padding and convolution, which become one kernel.
         """
         quantizers = grids(self.network, compressed.activations)
         if placement.elementwise:
             return quantizers
         reads = layer_reads(self.network)
         read = {key for name, precision in executes.items() if precision == "int8" for key in reads[name]}
+        read -= {key for key in read if self.network.values[key].op == "zero_pad"}
         return {key: q for key, q in quantizers.items() if key in compressed.activations or key in read}
 
     def structure_key(

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
@@ -26,7 +27,7 @@ from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes.export import OnnxExporter
 from autocomp.testing.candidates import int8_candidate, rounded_candidate, rounded_weight
 from autocomp.testing.families import make_family
-from autocomp.testing.networks import example
+from autocomp.testing.networks import example, randomised
 
 PLAIN = CompressedModel(candidate=Candidate({}), tensors={})
 ORT = Placement()
@@ -354,3 +355,30 @@ def test_int4_blocks():
     assert "int4" not in exporter.executes(wide, TENSORRT, set()).values()
     one_block = dataclasses.replace(TENSORRT, int4_blocks=(32,))
     assert exporter.executes(compressed, one_block, set())["head"] == "float32"  # 32 inputs: a scale a channel
+
+
+class Padded(nn.Module):
+    """Padding with zeros by functions and modules in front of convolutions; input [n, 3, 16, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pad, self.second = nn.Conv2d(3, 8, 3), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(nn.functional.pad(x, (1, 1, 1, 1))))
+        return self.second(self.pad(x)).mean((2, 3))
+
+
+def test_no_pair_between_padding_and_convolution():
+    """Zero lies on every grid, so the pair stands in front of the padding, for the simulation too."""
+    inputs = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    network = build_network(randomised(Padded()), inputs[:2])
+    exporter = OnnxExporter(network)
+    for placement in (ORT, TENSORRT):
+        compressed = int8_candidate(network, inputs, placement)
+        assert set(exporter.executes(compressed, placement, set(network.layers)).values()) == {"int8"}
+        data = exporter.export(compressed, placement, set(network.layers))
+        np.testing.assert_allclose(run(data, inputs), outputs(network, compressed, inputs), rtol=0, atol=1e-5)
+    makers = {name: node.op_type for node in graph_nodes(data) for name in node.output}
+    assert [makers[n.input[0]] for n in graph_nodes(data) if n.op_type == "Conv"] == ["Pad", "Pad"]
+    assert [makers[n.input[0]] for n in graph_nodes(data) if n.op_type == "Pad"] == ["DequantizeLinear"] * 2
