@@ -177,7 +177,7 @@ _PARTS = (
         'pip install "autocomp[tensorrt]"',
     ),
     (
-        "tensorrt_rtx",
+        "tensorrt_rtx_bindings",
         ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
         "TensorRT-RTX targets",
         'pip install "autocomp[tensorrt-rtx]"',

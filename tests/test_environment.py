@@ -32,7 +32,17 @@ def test_cpu_flags_are_those_of_the_kernel() -> None:
 
 def test_doctor_rows() -> None:
     rows = {row["what"]: row for row in doctor()}
-    assert {"python", "torch", "optuna", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"} <= set(rows)
+    assert {
+        "python",
+        "torch",
+        "optuna",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tensorrt_rtx_bindings",
+        "cuda",
+        "pynvml",
+    } <= set(rows)
     assert {"ray", "optuna_dashboard", "torchvision", "timm", "CUDA device", "cache folder"} <= set(rows)
     for row in rows.values():
         assert row["state"] in ("ok", "missing")

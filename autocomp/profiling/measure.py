@@ -68,10 +68,13 @@ def _measured(target: Target, out: Path, progress: Progress) -> dict[str, list[f
     path, facts = out.with_suffix(".measured.json"), _facts(target)
     known: dict[str, list[float]] = {}
     if path.is_file():
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["facts"]["versions"] != facts["versions"]:
-            raise ConfigError(f"{path} holds figures of {data['facts']['versions']}; choose another --out or remove it")
-        known = data["seconds"]
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            versions, known = data["facts"]["versions"], dict(data["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} holds no figures ({error}); choose another --out or remove it") from error
+        if versions != facts["versions"]:
+            raise ConfigError(f"{path} holds figures of {versions}; choose another --out or remove it")
     wanted = _wanted(target)
     progress.stage("profile", total=len(wanted), done=sum(probe.key in known for probe in wanted))
     for probe in wanted:

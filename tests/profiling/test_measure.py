@@ -73,6 +73,13 @@ def test_out_has_to_be_toml(tmp_path: Path) -> None:
         profile_device(load_target("cpu-onnxruntime"), tmp_path / "mine.json", Silent())
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"facts": {"versions": {"onnxruntime": "0"}}, "seconds": {}}'])
+def test_figures_of_something_else_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.measured.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.measured\.json holds"):
+        profile_device(load_target("cpu-onnxruntime"), tmp_path / "mine.toml", Silent())
+
+
 def test_a_device_that_is_not_here_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["profile", "cortex-m7"]) == 2
     said = capsys.readouterr().err.strip()
