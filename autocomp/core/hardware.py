@@ -135,6 +135,15 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
+class ObservesDevice(Protocol):
+    """What an engine may have besides: the state of its device, which decides how fast it is just now."""
+
+    def conditions(self) -> Mapping[str, Any]:
+        """JSON values: clocks, power, temperature, ``throttled`` (reasons; empty where the clocks run free), ..."""
+        ...
+
+
+@runtime_checkable
 class TimesLayers(Protocol):
     """What a runtime may have besides: the time of each layer inside an engine."""
 

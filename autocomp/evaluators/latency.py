@@ -7,8 +7,8 @@ to the reference, which ran in the same moments, times one common reference late
 
 Disturbed samples are kept: medians bear up to half of them, and dropping "outliers" would report a
 machine that does not exist. A measurement whose reference runs over 25 % slower than the fastest
-reference seen on this device is taken once more; if the second is no better it stays, marked
-``interference`` in its conditions.
+reference seen on this device, or during which the device throttled its clocks, is taken once more; if the second is no
+better it stays, marked ``interference`` in its conditions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import autocomp
 from autocomp import environment
-from autocomp.core.hardware import Engine, Plan, Target
+from autocomp.core.hardware import Engine, ObservesDevice, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.stage import Stage
 from autocomp.evaluators._remembered import entry_path, read_json, write_json
@@ -156,9 +156,9 @@ class LatencyMeter:
         tries: list[Measurement] = []
         for _ in range(self.recipe.attempts):
             tries.append(self._attempt(engine, beside))
-            if best is None or _reference_s(tries[-1]) <= best * self.recipe.interference:
+            if not throttled(tries[-1]) and (best is None or self._is_quiet(tries[-1], best)):
                 break
-        chosen = min(tries, key=_reference_s)
+        chosen = min(tries, key=lambda m: (bool(throttled(m)), _reference_s(m)))
         median_s = _reference_s(chosen)
         if best is None or median_s < best:
             write_json(best_path, {"median_s": median_s})
@@ -168,14 +168,18 @@ class LatencyMeter:
             "attempts": len(tries),
             "reference_median_s": median_s,
             "fastest_reference_s": min(median_s, best) if best is not None else median_s,
-            "interference": best is not None and median_s > best * self.recipe.interference,
+            "interference": bool(throttled(chosen)) or (best is not None and not self._is_quiet(chosen, best)),
         }
         return dataclasses.replace(chosen, conditions=conditions)
+
+    def _is_quiet(self, measurement: Measurement, best_s: float) -> bool:
+        """Whether the reference ran about as fast as the fastest one seen."""
+        return _reference_s(measurement) <= best_s * self.recipe.interference
 
     def _attempt(self, engine: Engine, beside: Engine) -> Measurement:
         """Samples in pairs of neighbours, one of each engine, in balanced random order (:func:`who_first`)."""
         run_s, reference_run_s = self._warm_up(engine), self._warm_up(beside)
-        before = environment.load_average()
+        before, device_before = environment.load_average(), _state(engine)
         samples: list[float] = []
         reference: list[float] = []
         with no_garbage_collection():
@@ -190,6 +194,8 @@ class LatencyMeter:
             "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "load_before": before,
             "load_after": environment.load_average(),
+            "device_before": device_before,
+            "device_after": _state(engine),
         }
         return Measurement(samples_s=tuple(samples), reference_s=tuple(reference), conditions=conditions)
 
@@ -263,6 +269,26 @@ def normalised_s(measurement: Measurement, reference_s: float) -> float:
         return measurement.median_s()
     pairs = zip(measurement.samples_s, measurement.reference_s, strict=True)
     return statistics.median(a / b for a, b in pairs) * reference_s
+
+
+def throttled(measurement: Measurement) -> list[str]:
+    """Why the device slowed its clocks down while it was timed; empty where it did not, or does not tell."""
+    states = (measurement.conditions.get(key, {}) for key in ("device_before", "device_after"))
+    return sorted({reason for state in states for reason in state.get("throttled", ())})
+
+
+def disturbance_notes(measurement: Measurement | None) -> tuple[str, ...]:
+    """What a reader has to know of the moment a latency was taken in."""
+    if measurement is None or not measurement.conditions.get("interference"):
+        return ()
+    reasons = throttled(measurement)
+    if reasons:
+        return (f"the device throttled its clocks while this was timed ({', '.join(reasons)}): cool it, or lock them",)
+    return ("the machine was busy while this was timed: its ratio to float32 holds, its milliseconds are too many",)
+
+
+def _state(engine: Engine) -> dict[str, Any]:
+    return dict(engine.conditions()) if isinstance(engine, ObservesDevice) else {}
 
 
 def _reference_s(measurement: Measurement) -> float:

@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from autocomp.errors import UnsupportedError
+from autocomp.runtimes import _cuda, _nvml
 from autocomp.runtimes._cuda import Device, Launch
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class TensorRTEngine:
             self._stream.upload(self._at_input, self._example)
             self._holds_example = True
         return self._stream.elapsed_s(self._launch, self.launches) / self.launches
+
+    def conditions(self) -> dict[str, Any]:
+        """How a sample is taken, and the state of the GPU."""
+        gpu = _cuda.gpu()
+        return {"launches": self.launches, "no_graph": self.no_graph, **_nvml.conditions(gpu.uuid if gpu else None)}
 
     def close(self) -> None:
         """Free context, engine and device memory. Twice is fine."""

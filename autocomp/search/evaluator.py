@@ -25,6 +25,7 @@ from autocomp.core.stage import Stage
 from autocomp.core.variant import Variant
 from autocomp.core.workload import Workload
 from autocomp.evaluators import artifact
+from autocomp.evaluators.latency import disturbance_notes
 from autocomp.evaluators.meter import Meter, make_meter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
@@ -230,7 +231,10 @@ class Evaluator:
             engine_bytes=timing[1] if timing else None,
             seconds=seconds,
             cached=("latency",) if timing is not None and self.meter.builds == built else (),
-            notes=self.execution_notes(compressed, timing[0] if timing else None),
+            notes=(
+                *self.execution_notes(compressed, timing[0] if timing else None),
+                *disturbance_notes(timing[0] if timing else None),
+            ),
         )
         return done, compressed
 

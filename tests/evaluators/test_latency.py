@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from autocomp.core.hardware import Engine, HardwareProfile, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.errors import StorageError, UnsupportedError
 from autocomp.evaluators._timing import lease
-from autocomp.evaluators.latency import LatencyMeter, TimingRecipe, latency_ci95, normalised_s, ratio_to_reference
+from autocomp.evaluators.latency import (
+    LatencyMeter,
+    TimingRecipe,
+    disturbance_notes,
+    latency_ci95,
+    normalised_s,
+    ratio_to_reference,
+    throttled,
+)
 from autocomp.runtimes._profiles import load_target
 from autocomp.testing.onnx_models import TinyNetwork
 
@@ -198,6 +207,33 @@ def test_interference_is_retried_and_then_told(tmp_path: Path) -> None:
     assert (lasting.conditions["attempts"], lasting.conditions["interference"]) == (2, True)
     assert lasting.conditions["fastest_reference_s"] == 1.0
     assert lasting.conditions["reference_median_s"] == 2.0
+
+
+class Hot(Script):
+    """A device that throttles when it is first asked, and later where ``always``."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__("hot", [1.0], [])
+        self.always, self.asked = always, 0
+
+    def conditions(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"throttled": ["software thermal slowdown"] if self.always or self.asked == 1 else [], "power_w": 300.0}
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_throttled_clocks_are_retried_and_then_told(tmp_path: Path, always: bool, monkeypatch: Any) -> None:
+    recipe = TimingRecipe(warmup_s=0.0, warmup_runs=1, target_s=0.0, slow_samples=4)
+    meter, runtime = scripted(tmp_path, recipe, a=[1.0], b=[1.0])
+    hot, load = Hot(always), runtime.load
+    monkeypatch.setattr(runtime, "load", lambda plan, *rest: hot if plan.data == b"a" else load(plan, *rest))
+    found, _ = meter.measure("1", lambda: b"a", EXAMPLE, lambda: b"b")
+    assert (found.conditions["attempts"], found.conditions["interference"]) == (2, always)
+    assert throttled(found) == (["software thermal slowdown"] if always else [])
+    assert found.conditions["device_after"]["power_w"] == 300.0
+    notes = disturbance_notes(found)
+    assert len(notes) == int(always)
+    assert all("software thermal slowdown" in note for note in notes)
 
 
 def test_normalised_takes_the_moment_out() -> None:
