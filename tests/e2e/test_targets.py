@@ -38,3 +38,58 @@ def test_search_measures_on_the_target(
         assert row["latency_source"] == "measured"
         assert row["engine_bytes"] > 0
     assert f"the {profile.runtime} engine itself scores" in json.dumps(summary)
+
+
+def test_search_for_a_gpu_that_is_not_here(
+    tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Engines are built, latencies predicted and labelled so, and the way to measure them is said."""
+    profile = load_profile("rtx-4090")
+    target = Target(profile=profile, runtime=find(profile.runtime))
+    if target.cannot_build() is not None:
+        pytest.skip(f"rtx-4090: {target.cannot_build()}")
+    if target.cannot_measure() is None:
+        pytest.skip("the device is here")
+    out = tmp_path / "run"
+    asked = ("--budget", "60kB", "--target", "rtx-4090", "--preset", "quick", "--trials", "4")
+    done = autocomp("search", *tiny.arguments, *asked, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "latencies for rtx-4090 are predicted, not measured" in done.stderr
+    assert "run the same command on the device" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["failures"] == {}
+    assert 1 <= summary["engine_builds"] <= summary["evaluations"]
+    for row in (summary["best"], summary["float32"], *summary["baselines"].values()):
+        assert row["latency_source"] == "predicted"
+        assert row["latency_ms"] > 0
+        assert row["latency_ms_ci95"] is None
+        assert row["engine_bytes"] > 0
+    assert summary["baselines"]["int8"]["latency_ms"] < summary["float32"]["latency_ms"]
+    assert any("error unknown" in note and "launch overhead" in note for note in summary["best"]["notes"])
+    shipped = json.loads((out / "model.plan.json").read_text())
+    assert (out / "model.plan").stat().st_size == summary["best"]["engine_bytes"]
+    assert shipped["kernels"]
+    stored = json.loads((out / "summary.json").read_text())
+    assert {layer["runs"] for layer in stored["layers"]} <= {"int8", "float16", "float32"}
+    assert "predicted" in (out / "report.html").read_text()
+    assert autocomp("verify", out).returncode == 0
+    exported = autocomp("export", out, "--format", "tensorrt", "--out", tmp_path / "again.plan")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "again.plan").read_bytes() == (out / "model.plan").read_bytes()
+
+
+def test_search_for_a_microcontroller(
+    tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Nothing builds for it here: int8 networks have a predicted latency, float32 ones none, since no figure is known."""
+    out = tmp_path / "run"
+    asked = ("--budget", "60kB", "--target", "cortex-m7", "--space", "quick", "--preset", "quick", "--trials", "4")
+    done = autocomp("search", *tiny.arguments, *asked, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["float32"]["latency_ms"] is None
+    assert summary["float32"]["engine_bytes"] is None
+    int8 = summary["baselines"]["int8"]
+    assert (int8["latency_source"], int8["latency_ms_ci95"]) == ("predicted", None)
+    assert int8["latency_ms"] > 0
+    assert any("flash_bytes" in note for note in summary["best"]["notes"])
