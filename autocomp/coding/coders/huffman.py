@@ -154,7 +154,8 @@ def _starts(steps: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], in
     if len(steps) and steps[0] and (steps == steps[0]).all():  # binary weights: no chain to follow
         starts = np.arange(0, len(steps), steps[0], dtype=np.int64)[:count]
         return starts, len(starts) * int(steps[0])
-    found, here, lengths = [], 0, steps.tolist()
+    found: list[int] = []
+    here, lengths = 0, steps.tolist()
     while here < len(lengths) and lengths[here] and len(found) < count:
         found.append(here)
         here += lengths[here]
