@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.coding.bits import pack, packed_bytes, unpack
+from autocomp.coding.bits import bit_planes, pack, packed_bytes, unpack
 from autocomp.coding.coders import coder_names, coders
 from autocomp.coding.contexts import Ints
 from autocomp.coding.varint import Reader, put_signed
@@ -119,17 +119,11 @@ def _encode_split(bits: NDArray[np.uint32], signs: Ints) -> bytes:
     dropped = (used & -used).bit_length() - 1 if used else _MANTISSA
     unary = np.ones(int(below.sum()) + below.size, np.uint8)
     unary[(below + 1).cumsum() - 1] = 0
-    parts = [unary, _planes((bits >> np.uint32(dropped)).astype(np.int32), _MANTISSA - dropped)]
+    parts = [unary, bit_planes((bits >> np.uint32(dropped)).astype(np.int32), _MANTISSA - dropped)]
     if signs.any():
         parts.insert(0, signs.astype(np.uint8))
     form = _SPLIT | (_SPLIT_SIGNED if signs.any() else 0) | dropped
     return bytes([form, top]) + np.packbits(np.concatenate(parts)).tobytes()
-
-
-def _planes(values: Ints, width: int) -> NDArray[np.uint8]:
-    """The low ``width`` bits of each value, highest first, one byte a bit."""
-    places = np.arange(width - 1, -1, -1, dtype=np.int32)
-    return ((values[:, None] >> places) & 1).astype(np.uint8).reshape(-1)
 
 
 def _decode_split(reader: Reader, form: int, count: int) -> NDArray[np.uint32]:

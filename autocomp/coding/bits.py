@@ -17,10 +17,15 @@ def pack(values: NDArray[np.int32], width: int) -> bytes:
         return values.astype(np.uint8).tobytes()
     if width == 0 or values.size == 0:
         return b""
+    return np.packbits(bit_planes(values, width)).tobytes()
+
+
+def bit_planes(values: NDArray[np.int32], width: int) -> NDArray[np.uint8]:
+    """The low ``width`` bits of each of ``values`` (flat), highest first, one byte a bit."""
     planes = np.empty((values.size, width), np.uint8)
-    for bit in range(width):
+    for bit in range(width):  # bit by bit: all at once would be four bytes a bit, twice over
         planes[:, width - 1 - bit] = (values >> bit) & 1
-    return np.packbits(planes.reshape(-1)).tobytes()
+    return planes.reshape(-1)
 
 
 def unpack(data: bytes, count: int, width: int) -> NDArray[np.int32]:

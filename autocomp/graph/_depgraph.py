@@ -17,6 +17,8 @@ from autocomp.graph._cuts import Cut
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.trace import stand_in
 
+_WIDER = 4  # indices that are followed, in the longest axis of any parameter
+
 
 class RefusedError(Exception):
     """These channels cannot be removed; the message is one line why."""
@@ -103,24 +105,34 @@ def _axis_of(module: nn.Module, outward: bool) -> _Axis | None:
 
 
 @contextlib.contextmanager
-def _tolerant_reshapes() -> Iterator[None]:
-    """Let a reshape keep its indices where torch-pruning infers none of its channels, and then divides by them.
+def _bounded_reshapes(limit: int) -> Iterator[None]:
+    """Two mends of torch-pruning's reshapes; whatever follows from them is verified like every group.
 
-    Seen on chains of channel shuffles. Whatever follows from it is verified like every group.
+    A reshape keeps its indices where torch-pruning infers none of its channels, and then divides by them (seen
+    on chains of channel shuffles). And where it takes reshapes for flattenings that are none (window attention),
+    each round through a residual stream multiplies the indices, until memory is full: beyond ``limit`` of them
+    the channels are refused.
     """
     from torch_pruning.dependency import index_mapping
 
-    update = index_mapping.update_reshape_index_mapping
+    update, flatten = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
 
     def tolerant(graph: Any, node: Any) -> None:
         with contextlib.suppress(ZeroDivisionError):
             update(graph, node)
 
+    def bounded(mapping: Any, indices: Any) -> Any:
+        if not mapping.reverse and len(indices) * mapping._stride > limit:
+            raise RefusedError("its channels cannot be followed through the reshapes behind it")
+        return flatten(mapping, indices)
+
     index_mapping.update_reshape_index_mapping = tolerant
+    index_mapping._FlattenIndexMapping.__call__ = bounded
     try:
         yield
     finally:
         index_mapping.update_reshape_index_mapping = update
+        index_mapping._FlattenIndexMapping.__call__ = flatten
 
 
 class Dependencies:
@@ -143,7 +155,9 @@ class Dependencies:
         self._modules = dict(module.named_modules())
         self._paths = {id(child): path for path, child in self._modules.items()}
         self._keys = {id(p): key for key, p in module.named_parameters()}
-        with torch.enable_grad(), warnings.catch_warnings(), _tolerant_reshapes():
+        # no index of a tensor is beyond its longest axis; what lies between layers may be wider
+        self._limit = _WIDER * max((size for p in module.parameters() for size in p.shape), default=1)
+        with torch.enable_grad(), warnings.catch_warnings(), _bounded_reshapes(self._limit):
             warnings.simplefilter("ignore")  # on parameters outside layers; every group is verified
             self._graph = tp.DependencyGraph().build_dependency(
                 module, (stand_in(network),), output_transform=first_tensor, verbose=False
@@ -162,7 +176,7 @@ class Dependencies:
             raise RefusedError("the dependency graph does not see it run by itself")
         pruner = self._graph.get_pruner_of_module(module)
         count = int(pruner.get_out_channels(module))
-        with warnings.catch_warnings(), _tolerant_reshapes():
+        with warnings.catch_warnings(), _bounded_reshapes(self._limit):
             warnings.simplefilter("ignore")
             items = self._graph.get_pruning_group(module, pruner.prune_out_channels, list(range(count))).items
         found = [self._member(item) for item in items]

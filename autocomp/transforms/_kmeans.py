@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 _CHUNK_VALUES = 1 << 22  # distances at a time (16 MiB)
+_NUMBERS = 1 << 22  # numbers that k-means looks at: more are sampled, a codebook of 256 has 16,384 for each entry
+_VECTORS = 1 << 18  # vectors likewise, and
+_VECTORS_EACH = 256  # at least so many for each entry (FAISS's own limit; Johnson et al. 2017)
 
 
 def lloyd_numbers(values: Tensor, weights: Tensor, centres: Tensor, *, iterations: int = 200) -> Tensor:
     """k-means (Lloyd 1982) of numbers from given centres, to convergence.
 
-    Numbers are sorted once; a step is then k searches in sums up to each of them.
+    Numbers are sorted once; a step is then k searches in sums up to each of them. Of very many a random part stands
+    for all.
 
     Args:
         values: [n].
@@ -22,6 +26,9 @@ def lloyd_numbers(values: Tensor, weights: Tensor, centres: Tensor, *, iteration
     Returns:
         float32 [k], ascending.
     """
+    if len(values) > _NUMBERS:
+        chosen = torch.randint(len(values), (_NUMBERS,), generator=torch.Generator().manual_seed(0))
+        values, weights = values[chosen], weights[chosen]
     ordered, order = values.double().sort()
     share = weights.double()[order]
     zero = torch.zeros(1, dtype=torch.float64)
@@ -94,8 +101,13 @@ def kmeans_vectors(
 ) -> Tensor:
     """Centres [count, d] of ``points`` [n, d] under elementwise ``weights`` [n, d], from a random choice of points.
 
-    A centre that nothing is nearest to moves to the point that is furthest from its own (n ≥ count).
+    A centre that nothing is nearest to moves to the point that is furthest from its own (n ≥ count). Of very many
+    points a random part stands for all.
     """
+    enough = max(_VECTORS, _VECTORS_EACH * count)
+    if len(points) > enough:
+        chosen = torch.randint(len(points), (enough,), generator=generator)
+        points, weights = points[chosen], weights[chosen]
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     last = float("inf")
     for _ in range(iterations):

@@ -14,13 +14,12 @@ from torch import Tensor
 from autocomp.core.network import Layer
 from autocomp.core.steps import StepConfig
 from autocomp.errors import ConfigError, DataError
-from autocomp.transforms._masked import inverse_diagonal, refit
+from autocomp.transforms._masked import inverse_diagonal, refit, schedule
 from autocomp.transforms.patches import weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
 
 CRITERIA = ("magnitude", "wanda", "obc", "random")
 
-_ROUNDS = 8  # of removing some and refitting the others: saliencies change as neighbours go
 _LARGEST_GROUP = 64
 
 
@@ -127,10 +126,12 @@ def sparsify(problem: LayerProblem, step: Sparsify) -> LayerProblem:
         return problem.replace(mask=weight_from_rows(kept, problem.weight.shape, axis))
     weights, inverse = original, inverse_diagonal(hessian)
     kept = ~removed
-    for i in range(1, _ROUNDS + 1):
+    # rounds of removing some and refitting the others: saliencies change as neighbours go
+    rounds, steps, last = schedule(hessian, original.shape[1])
+    for i in range(1, rounds + 1):
         saliency = weights.square() / inverse[:, None, :]
-        kept = _select(saliency, ~kept, step, taps, i / _ROUNDS)
-        weights = refit(original, weights, kept, hessian, last=i == _ROUNDS)
+        kept = _select(saliency, ~kept, step, taps, i / rounds)
+        weights = refit(original, weights, kept, hessian, steps=last if i == rounds else steps)
     return problem.replace(
         mask=weight_from_rows(kept, problem.weight.shape, axis),
         weight=weight_from_rows(weights, problem.weight.shape, axis),
@@ -164,11 +165,24 @@ def _select(saliency: Tensor, removed: Tensor, step: Sparsify, taps: int, share:
         assert step.ratio is not None
         pools = saliency.reshape(groups * rows if step.scope == "row" else 1, -1)
         count = pools.shape[1] - round(step.ratio * pools.shape[1] * share)
-    order = pools.argsort(dim=1, descending=True, stable=True)[:, : max(1, count)]
-    kept = torch.zeros_like(pools, dtype=torch.bool).scatter_(1, order, True)
+    kept = _largest(pools, max(1, count))
     if pattern is not None:
         kept = kept.reshape(groups, rows, taps, n // taps).transpose(2, 3)
     return kept.reshape(groups, rows, n) & ~removed
+
+
+def _largest(pools: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest of each row of [pools, n] are, the first of equal ones."""
+    if pools.shape[1] <= _LARGEST_GROUP:
+        order = pools.argsort(dim=1, descending=True, stable=True)[:, :count]
+        return torch.zeros_like(pools, dtype=torch.bool).scatter_(1, order, True)
+    # a long row is not sorted but cut at one value: an eighth of the time on millions of weights
+    least = pools.kthvalue(pools.shape[1] - count + 1, dim=1, keepdim=True).values
+    above, equal = pools > least, pools == least
+    wanted = count - above.sum(dim=1, keepdim=True)
+    if bool((equal.sum(dim=1, keepdim=True) > wanted).any()):
+        equal &= equal.cumsum(dim=1) <= wanted
+    return above | equal
 
 
 def global_ratios(weights: Mapping[str, Tensor], ratio: float) -> dict[str, float]:

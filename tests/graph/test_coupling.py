@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from autocomp.core.network import Network
 from autocomp.graph.coupling import Coupling, coupled_groups
 from autocomp.graph.trace import build_network
+from autocomp.testing.families.convolutional import ShuffleUnit
 from autocomp.testing.networks import randomised
 from autocomp.workloads.models import build
 
@@ -124,6 +125,18 @@ def test_channel_shuffle_is_refused_and_the_layer_behind_is_not():
     coupling = coupling_of(Shuffle(), 3, 8, 8)
     assert set(coupling.groups) == {"inner"}
     assert {"stem", "branch"} <= set(reasons(coupling))
+
+
+def test_chains_of_shuffles_do_not_multiply_indices_without_end():
+    units = [ShuffleUnit(8, 16, 2), *(ShuffleUnit(16, 16, 1) for _ in range(9)), ShuffleUnit(16, 16, 2)]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    coupling = coupling_of(model, 3, 16, 16)
+    assert set(coupling.groups) == {"0", *(f"{i + 1}.branch2.0.0" for i in range(len(units)))}
+    found = reasons(coupling)
+    for i in range(2, 10):  # each is refused before the next shuffle doubles what the last one made
+        assert "cannot be followed through the reshapes" in found[f"{i}.branch2.2.0"]
 
 
 class Dense(nn.Module):

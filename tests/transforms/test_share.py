@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import autocomp.transforms._kmeans as _kmeans
 from autocomp.coding.tensors import decode_tensor, encode_tensor
 from autocomp.core.encodings import CodebookTensor
 from autocomp.core.network import Layer
@@ -90,6 +91,23 @@ def test_vector_kmeans_leaves_no_centre_unused() -> None:
     points = torch.cat([torch.zeros(50, 2), torch.eye(2) * 5])
     centres = kmeans_vectors(points, torch.ones_like(points), 3, torch.Generator().manual_seed(0))
     assert float(nearest_vectors(points, torch.ones_like(points), centres)[1].sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_part_of_very_many_weights_gives_nearly_the_same_centres(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(8)
+    values, points = torch.randn(60_000, generator=generator), torch.randn(30_000, 2, generator=generator)
+    ones, first = torch.ones(60_000), first_centres(values, 8, "linear", generator)
+
+    def costs() -> tuple[float, float]:
+        centres = kmeans_vectors(points, torch.ones_like(points), 8, torch.Generator().manual_seed(0))
+        distance = nearest_vectors(points, torch.ones_like(points), centres)[1]
+        return inertia(values, lloyd_numbers(values, ones, first)), float(distance.sum())
+
+    every = costs()
+    monkeypatch.setattr(_kmeans, "_NUMBERS", 6_000)
+    monkeypatch.setattr(_kmeans, "_VECTORS", 6_000)
+    assert costs() == pytest.approx(every, rel=0.02)
+    assert costs() != every
 
 
 def test_entries_are_the_best_for_their_weights() -> None:

@@ -18,7 +18,7 @@ from autocomp.errors import ConfigError, DataError
 from autocomp.transforms.compensate import Hessian
 from autocomp.transforms.patches import weight_rows
 from autocomp.transforms.problem import LayerProblem
-from autocomp.transforms.sparsify import CRITERIA, Sparsify, global_ratios, legal_sparsify, sparsify
+from autocomp.transforms.sparsify import CRITERIA, Sparsify, _largest, global_ratios, legal_sparsify, sparsify
 
 
 def problem_of(layer: nn.Module, shape: tuple[int, ...], axis: int = 0, seed: int = 0) -> LayerProblem:
@@ -63,6 +63,17 @@ def test_ties_do_not_change_the_share() -> None:
     mask = sparsify(problem, Sparsify(ratio=0.5, criterion="magnitude")).mask
     assert mask is not None
     assert mask.flatten().tolist() == [True] * 10 + [False] * 10
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 900), (7, 130), (50, 4)])
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_long_and_short_rows_keep_the_first_of_equal_weights(rows: int, columns: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    pools = torch.randint(levels, (rows, columns), generator=generator).float()
+    for count in (1, columns // 3 + 1, columns):
+        expected = pools.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+        found = _largest(pools, count)
+        assert torch.equal(found.nonzero()[:, 1].reshape(rows, count), expected)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -138,19 +138,28 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
     while done < count:
         stop = min(total, at + _PIECE)
         window = _window_values(body, at, stop)
-        steps = length[window].tolist()
-        starts: list[int] = []
-        here, size_ = 0, len(steps)
-        while here < size_ and steps[here] and len(starts) < count - done:
-            starts.append(here)
-            here += steps[here]
-        if not starts or (done + len(starts) < count and here < size_):
+        size_ = len(window)
+        starts, here = _starts(length[window], count - done)
+        if not len(starts) or (done + len(starts) < count and here < size_):
             raise CorruptFileError("huffman: the bits end or fit no code; the data is damaged, get it again")
         out[done : done + len(starts)] = symbol[window[starts]]
         done, at = done + len(starts), at + here
     if (at + 7) // 8 != total // 8:
         raise CorruptFileError("huffman: bytes do not match the number of symbols; the data is damaged, get it again")
     return (out + np.int32(least)).reshape(shape)
+
+
+def _starts(steps: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], int]:
+    """(where codes begin, where the next one would), at most ``count``; ``steps``: length of a code at each place."""
+    if len(steps) and steps[0] and (steps == steps[0]).all():  # binary weights: no chain to follow
+        starts = np.arange(0, len(steps), steps[0], dtype=np.int64)[:count]
+        return starts, len(starts) * int(steps[0])
+    found: list[int] = []
+    here, lengths = 0, steps.tolist()
+    while here < len(lengths) and lengths[here] and len(found) < count:
+        found.append(here)
+        here += lengths[here]
+    return np.array(found, np.int64), here
 
 
 def _window_values(body: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.int32]:
