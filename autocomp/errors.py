@@ -50,7 +50,8 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        longer = [n for n in names if name and n.startswith(name)]
+        near = list(dict.fromkeys([*longer, *difflib.get_close_matches(name, names, n=3, cutoff=0.5)]))[:3]
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
         self.kind, self.name, self.known, self.near = kind, name, names, near

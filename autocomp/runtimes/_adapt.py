@@ -35,7 +35,7 @@ def adapted(skeleton: Skeleton, old: Network, new: Network) -> Skeleton | None:
         if found_key != key and not (found_key and key.split(":")[0] not in new.layers):
             return None
         kept[marker] = found_key
-    result = dataclasses.replace(skeleton, values=kept)
+    result = skeleton if kept == skeleton.values else dataclasses.replace(skeleton, values=kept)
     for name in old.layers:
         if name not in new.layers:
             chain = _chain(new, name)

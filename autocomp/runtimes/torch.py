@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from autocomp import environment
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
 from autocomp.errors import UnsupportedError
 from autocomp.runtimes import _cpu
@@ -123,11 +124,10 @@ class Torch:
 
     def no_device(self, profile: HardwareProfile) -> str | None:
         """None where torch sees the profile's device and has a compiler for its mode."""
-        import torch
-
-        if profile.options.get("device") == "cuda" and not torch.cuda.is_available():
-            why = "finds no CUDA device" if torch.version.cuda else "is a build without CUDA; install a CUDA build"
-            return f"torch {torch.__version__} {why}"
+        if profile.options.get("device") == "cuda":
+            reason = _no_cuda()
+            if reason is not None:
+                return reason
         compiler = os.environ.get("CXX", "g++")
         if profile.options.get("mode") == "compiled" and not (shutil.which(compiler) or shutil.which("clang++")):
             return f"torch.compile needs a C++ compiler and there is no {compiler}; install one"
@@ -174,6 +174,21 @@ class Torch:
         if missing is not None:
             raise UnsupportedError(f"torch: cannot load the plan: {missing}")
         return TorchEngine(_program(plan.data, profile.options.get("device", "cpu")), profile, example)
+
+
+def _no_cuda() -> str | None:
+    """None where torch computes on a GPU here; torch is imported only where that can be."""
+    version = environment.version("torch") or ""
+    if version.endswith("+cpu"):
+        return f"torch {version} is a build without CUDA; install a CUDA build"
+    if not environment.gpus():
+        return f"torch {version} finds no CUDA device: nvidia-smi lists none"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    why = "finds no CUDA device" if torch.version.cuda else "is a build without CUDA; install a CUDA build"
+    return f"torch {version} {why}"
 
 
 def runtime() -> Torch:

@@ -12,12 +12,14 @@ import numpy as np
 from autocomp import __version__
 from autocomp.coding.container import read_artifact
 from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Measurement
 from autocomp.core.result import LayerReport
 from autocomp.core.row import Row
 from autocomp.core.steps import FLOAT
 from autocomp.core.workload import Metric
 from autocomp.evaluators.statistics import median_ratio, ratio_ci
+from autocomp.profiling.operations import operations, peak_activation_bytes
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.front import pareto_mask
 from autocomp.transforms.patches import Patches, has_patches
@@ -137,6 +139,23 @@ def padding_note(evaluator: Evaluator, best: Row) -> tuple[str, ...]:
         f"at inputs of {size}, some kernel taps of {unmet[0]}{more} only ever meet padding and were rounded to zero: "
         "the file is smaller for it and good for this input size only",
     )
+
+
+def room_notes(evaluator: Evaluator, best: Row, compressed: CompressedModel) -> tuple[str, ...]:
+    """Whether the answer fits the memories that the target's profile names: the file, and activations at their peak."""
+    profile = evaluator.session.target.profile
+    needs = {"flash_bytes": (best.file_bytes, "the file takes")}
+    if profile.limits.get("memory_bytes") and evaluator.session.network.graph is not None:
+        batch = evaluator.session.settings.batch_size[0]
+        peak = peak_activation_bytes(operations(evaluator.onnx(compressed, batch), batch))
+        needs["memory_bytes"] = (peak, "activations take, at their peak,")
+    notes = []
+    for name, (needed, text) in needs.items():
+        limit = profile.limits.get(name)
+        if limit is not None and (name == "flash_bytes" or needed > limit / 100):  # gigabytes need no remark
+            word = "fits" if needed <= limit else "DOES NOT FIT"
+            notes.append(f"{word} {name} of {profile.name}: {text} {needed:,} of {limit:,} bytes")
+    return tuple(notes)
 
 
 def speed_notes(best: Row, timing: Measurement | None, profile_title: str) -> tuple[str, ...]:

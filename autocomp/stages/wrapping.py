@@ -30,6 +30,7 @@ from autocomp.stages.summarising import (
     front_of,
     layer_table,
     padding_note,
+    room_notes,
     speed_notes,
     versions,
 )
@@ -97,7 +98,8 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
             extra = speed_notes(best, answer.timing, session.target.profile.title)
             hint = faster_note(best, answer.rows, session.workload.metric)
             padding = padding_note(evaluator, best)
-            best = dataclasses.replace(best, notes=(*best.notes, *extra, *hint, *padding))
+            room = room_notes(evaluator, best, answer.compressed)
+            best = dataclasses.replace(best, notes=(*best.notes, *extra, *hint, *padding, *room))
         front = front_of(answer.rows)
         files = keep_front_files(run, answer.rows, front)
         rows = tuple(dataclasses.replace(r, file=files.get((r.trial, r.name))) for r in answer.rows)

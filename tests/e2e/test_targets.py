@@ -81,7 +81,7 @@ def test_search_for_a_gpu_that_is_not_here(
 def test_search_for_a_microcontroller(
     tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """Nothing builds for it here: int8 networks have a predicted latency, float32 ones none, since no figure is known."""
+    """Nothing builds for it: int8 networks have a predicted latency, float32 ones none, since no figure is known."""
     out = tmp_path / "run"
     asked = ("--budget", "60kB", "--target", "cortex-m7", "--space", "quick", "--preset", "quick", "--trials", "4")
     done = autocomp("search", *tiny.arguments, *asked, "--out", out, "--json")

@@ -51,8 +51,9 @@ def test_nothing_is_built_for_a_microcontroller(tmp_path: Path) -> None:
     assert "layer_precisions" not in found.conditions
     assert found.samples_s == found.reference_s
     assert predictor.lookup("int8", EXAMPLE) == (found, None)
-    with pytest.raises(UnsupportedError, match="peak_float32_ops_per_s"):
-        predictor.measure("float32", FLOAT32.onnx_bytes, EXAMPLE, INT8.onnx_bytes)
+    assert predictor.measure("float32", FLOAT32.onnx_bytes, EXAMPLE, INT8.onnx_bytes) is None  # no figure for it
+    alone, _ = predictor.measure("int8", INT8.onnx_bytes, EXAMPLE, FLOAT32.onnx_bytes, reference_key="plain")
+    assert (alone.samples_s, alone.reference_s) == (found.samples_s, ())
 
 
 def test_batches_are_remembered_apart(tmp_path: Path) -> None:

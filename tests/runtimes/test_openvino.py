@@ -199,6 +199,6 @@ def test_families_in_int8_agree_with_the_simulation(target: Target, name: str) -
     with torch.inference_mode():
         expected = simulated(network, compressed)(inputs)
     assert float((found - expected).abs().mean()) <= INT8_TOLERANCE * float(expected.max() - expected.min())
-    asked = exporter.executes(compressed, set(network.layers))
+    asked = exporter.executes(compressed, target.profile.placement, set(network.layers))
     wanted = {network.layers[n].weight: p for n, p in asked.items() if network.layers[n].kind != "embedding"}
     assert {k: plan.layers[k] for k in wanted} == wanted
