@@ -137,5 +137,5 @@ def _damped_factor(inner: Tensor) -> Tensor:
         inner[:, index, index] += added * size
         factor, info = torch.linalg.cholesky_ex(inner)
         if not bool(info.any()):
-            return factor
+            return torch.as_tensor(factor)
         damping, added = 10 * damping, 9 * damping
