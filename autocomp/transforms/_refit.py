@@ -109,13 +109,9 @@ def _fit(network: Network, name: str, keep: Tensor, hessian: Hessian) -> dict[st
         if not len(kept) or bool(here.all()):
             continue
         inner = block[:, here][:, :, here].double()
-        size = inner.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)
-        index = torch.arange(len(kept))
-        inner[:, index, index] += DAMPING * size[:, None]
-        # damping pulls towards the old weights, not towards zero: nothing changes where nothing is to be gained
         lost = columns[~here]
         across = block[:, ~here][:, :, here].double()
-        factor = torch.linalg.cholesky(inner)
+        factor = _damped_factor(inner)
         change = torch.cholesky_solve(across.transpose(1, 2), factor).transpose(1, 2)
         fitted[:, :, kept] += (rows[:, :, lost].double() @ change).float()
     found = {layer.weight: weight_from_rows(fitted, weight.shape, layer.channel_axis)}
@@ -125,3 +121,21 @@ def _fit(network: Network, name: str, keep: Tensor, hessian: Hessian) -> dict[st
         shift = rows @ mean[:, :, None] - fitted[:, :, stays] @ mean[:, stays, None]
         found[layer.bias] = network.module.get_parameter(layer.bias).detach() + shift.flatten()
     return found
+
+
+def _damped_factor(inner: Tensor) -> Tensor:
+    """Cholesky factor of ``inner`` [groups, k, k], damped; changed in place.
+
+    Damping pulls towards the old weights, not towards zero: nothing changes where nothing is to be gained. It is
+    raised tenfold until the decomposition holds: inputs that hardly vary around a large mean leave a covariance
+    that is mostly rounding.
+    """
+    index = torch.arange(inner.shape[-1])
+    size = inner.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True).clamp_min(1e-30)
+    damping = added = DAMPING
+    while True:
+        inner[:, index, index] += added * size
+        factor, info = torch.linalg.cholesky_ex(inner)
+        if not bool(info.any()):
+            return torch.as_tensor(factor)
+        damping, added = 10 * damping, 9 * damping

@@ -14,6 +14,7 @@ from autocomp.core.network import Layer, Network
 from autocomp.core.steps import StepConfig
 from autocomp.core.variant import Origin, Variant
 from autocomp.errors import ConfigError, DataError, UnknownNameError, UnsupportedError
+from autocomp.graph import ops
 from autocomp.graph.edit import edited
 from autocomp.transforms._evbmf import suggested_rank
 from autocomp.transforms._factors import carriers, decompose, dense, factor_shapes, full_ranks, share_ranks
@@ -101,17 +102,25 @@ def legal_factorise(layer: Layer, step: Factorise, network: Network | None = Non
     count, before = factor_parameters(layer, step), torch.Size(shape).numel()
     if count >= before:
         return f"a rank that would enlarge the layer is illegal: {count} weights in place of {before}; ask for less"
-    return None if network is None else _illegal_module(network, layer.name)
+    return None if network is None else _illegal_module(network, layer)
 
 
-def _illegal_module(network: Network, name: str) -> str | None:
-    module = network.module.get_submodule(name)
+def _illegal_module(network: Network, layer: Layer) -> str | None:
+    module, name = network.module.get_submodule(layer.name), layer.name
     if type(module) not in _CALLED:
         return f"{type(module).__name__} is more than a plain layer"
-    if isinstance(network.module.get_submodule(name.rpartition(".")[0]), _READERS):
+    if isinstance(network.module.get_submodule(name.rpartition(".")[0]), _READERS) or not _called(network, layer):
         return "the module around it reads its weight without calling it"
     padding = () if isinstance(module, nn.Linear) else _padding(module)
     return padding if isinstance(padding, str) else None
+
+
+def _called(network: Network, layer: Layer) -> bool:
+    """Whether the layer's module itself runs, rather than other code that takes its weight (torchvision's Swin)."""
+    if network.graph is None:
+        return True  # such layers were found by watching their modules run
+    weights = ((node, ops.weight_of(node)) for node in network.graph.graph.nodes)
+    return all(n.meta.get("path") == layer.name for n, w in weights if w is not None and w.target == layer.weight)
 
 
 def _padding(module: nn.Module) -> tuple[int, ...] | str:

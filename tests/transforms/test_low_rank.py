@@ -329,3 +329,26 @@ def test_ranks_outside_are_refused(rank):
 def test_unknown_method():
     with pytest.raises(ConfigError, match=r"factorise\.method = 'qr'; allowed svd"):
         Factorise(method="qr", rank=0.5)
+
+
+class TakesTheWeight(nn.Module):
+    """A block that runs one layer and takes the weight of the other, as torchvision's Swin does; input [n, 3, 12]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.taken = nn.Linear(12, 16), nn.Linear(16, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.relu(self.first(x)), self.taken.weight, self.taken.bias)
+
+
+def test_layers_whose_weight_is_taken_without_a_call_stay():
+    network = build_network(nn.Sequential(TakesTheWeight(), nn.Linear(14, 5)).eval(), torch.randn(2, 3, 12))
+    step = Factorise(method="svd", rank=0.3)
+    reason = legal_factorise(network.layers["0.taken"], step, network)
+    assert reason is not None
+    assert "without calling it" in reason
+    assert legal_factorise(network.layers["0.first"], step, network) is None
+    variant = factorise(Variant.base(network), {"0.first": step, "1": step}, hessians=no_hessian)
+    assert legal_factorise(variant.network.layers["0.first.1"], step, variant.network) is None
+    assert legal_factorise(variant.network.layers["0.taken"], step, variant.network) == reason

@@ -442,3 +442,18 @@ def test_iterative_pruning_reaches_the_same_sizes_and_tunes_in_between():
     assert not any(p.requires_grad for p in tuned.network.module.parameters())
     with pytest.raises(ConfigError, match="bn_scale"):
         iterative_prune(Variant.base(network), every(coupling, 0.5, "bn_scale"), tune=tune, **options)
+
+
+def test_inputs_that_hardly_vary_around_a_large_mean_are_refitted_too():
+    model = nn.Sequential(nn.Conv2d(3, 48, 1), nn.ReLU(), nn.Conv2d(48, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-2)
+        model[0].bias.fill_(300.0)  # its covariance in float32 has negative eigenvalues beyond the usual damping
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = build_network(model.eval(), images)
+    coupling, steps = coupled_groups(network), {"0": PruneChannels(ratio=0.5)}
+    assert "0" in coupling.groups
+    pruned = prune_channels(Variant.base(network), steps, coupling=coupling, batches=[images])
+    with torch.inference_mode():
+        expected, found = model(images), pruned.network.module(images)
+    assert torch.allclose(found, expected, atol=1e-2 * float(expected.abs().max()))
