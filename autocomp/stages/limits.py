@@ -77,9 +77,13 @@ class Limits:
         return all(v <= 1e-9 for v in found.values())
 
     def rank(self, row: Row) -> tuple[float, float, int]:
-        """Sort key of the answer: best score, then lower KL, then smaller file."""
-        sign = -1.0 if self.metric.direction == "maximize" else 1.0
-        return (sign * row.score_search, row.kl_search, row.file_bytes)
+        """Sort key of the answer: best score, then lower KL, then smaller file.
+
+        Scores above float32's own tie with it: on some hundred samples, being right once more often than the network
+        that is copied is luck (ResNet-18 on digits: 389 of 390 against 388, and 1.5 points lost on the test split).
+        """
+        drop = max(0.0, self.metric.drop(self.reference_score, row.score_search))
+        return (drop, row.kl_search, row.file_bytes)
 
     def best(self, rows: Iterable[Row]) -> Row | None:
         """The feasible row with the best search score, or None."""

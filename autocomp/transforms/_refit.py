@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from autocomp.core.network import Network
+from autocomp.errors import DataError
 from autocomp.graph.program import Program
 from autocomp.transforms.compensate import DAMPING, Hessian, Moments
 from autocomp.transforms.observe import image_chunks
@@ -130,6 +131,10 @@ def _damped_factor(inner: Tensor) -> Tensor:
     raised tenfold until the decomposition holds: inputs that hardly vary around a large mean leave a covariance
     that is mostly rounding.
     """
+    if not bool(torch.isfinite(inner).all()):
+        raise DataError(
+            "a layer's calibration inputs are not finite (NaN or infinity); mend the data or the checkpoint"
+        )
     index = torch.arange(inner.shape[-1])
     size = inner.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True).clamp_min(1e-30)
     damping = added = DAMPING

@@ -105,3 +105,13 @@ def test_the_knee_is_the_corner() -> None:
     rows = [row(file_bytes=b, kl=k) for b, k in ((10, 1.0), (20, 0.01), (1000, 0.005))]
     assert knee(rows) is rows[1]
     assert knee(rows[:1]) is rows[0]
+
+
+def test_a_score_above_float32_is_no_better_than_float32() -> None:
+    lucky, close, worse = (
+        row(score=0.92, kl=0.2, feasible=True),
+        row(score=0.9, kl=0.001, feasible=True),
+        row(score=0.89, kl=0.0001, feasible=True),
+    )
+    assert limits().best([lucky, close, worse]) is close
+    assert limits().best([lucky, worse]) is lucky

@@ -338,7 +338,7 @@ class TakesTheWeight(nn.Module):
         super().__init__()
         self.first, self.taken = nn.Linear(12, 16), nn.Linear(16, 14)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(torch.relu(self.first(x)), self.taken.weight, self.taken.bias)
 
 
