@@ -132,9 +132,7 @@ def _damped_factor(inner: Tensor) -> Tensor:
     that is mostly rounding.
     """
     if not bool(torch.isfinite(inner).all()):
-        raise DataError(
-            "a layer's calibration inputs are not finite (NaN or infinity); mend the data or the checkpoint"
-        )
+        raise DataError("a layer's calibration inputs are not finite (NaN or infinity); mend the data or the weights")
     index = torch.arange(inner.shape[-1])
     size = inner.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True).clamp_min(1e-30)
     damping = added = DAMPING
