@@ -8,8 +8,8 @@ from torch import Tensor
 from autocomp.transforms.compensate import DAMPING, Hessian
 
 SCHEDULES = ((8, 6, 20), (8, 3, 8), (4, 2, 6), (2, 2, 4), (1, 0, 3))
-"""Rounds of removals, conjugate gradient steps after each, and after the last one, the best first: the output error of a
-256 x 1152 weight with half its weights removed was 1.82, 1.89 and 2.14 % of the output with the first three."""
+"""Rounds of removals, conjugate gradient steps after each, and after the last one, the best first. The output error of
+a 256 x 1152 weight with half its weights removed was 1.82, 1.89 and 2.14 % of the output with the first three."""
 
 _EFFORT = 1e12  # floating-point operations of one layer's refits: some ten seconds of one core
 _ENOUGH = 1e-5  # residual relative to the first one at which the steps end

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
