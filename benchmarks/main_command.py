@@ -33,6 +33,7 @@ def main() -> None:
             "best_latency_ms": best["latency_ms"],
             "float32_latency_ms": float32["latency_ms"],
             "evaluations": summary["evaluations"],
+            "engine_builds": summary["engine_builds"],
             "failures": summary["failures"],
             "notes": best["notes"],
         }
