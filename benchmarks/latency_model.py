@@ -12,7 +12,6 @@ the 60 that are built for the fit are chosen among 2,000 drawn by another one (:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import random
 import statistics
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from autocomp.core.candidate import Candidate
     from autocomp.core.network import Network
     from autocomp.core.space import SearchSpace
-    from autocomp.core.variant import Variant
-    from autocomp.runtimes._skeleton import Skeleton
     from autocomp.search.session import Session
 
 TRAIN, HELD_OUT, POOL = 60, 100, 2000
@@ -118,64 +115,6 @@ def _counts(network: Network, pool: Sequence[Candidate]) -> np.ndarray:
     return np.array([[row.get(i, 0.0) for i in range(len(kinds))] for row in found])
 
 
-def chained(skeleton: Skeleton, variant: Variant) -> Skeleton:
-    """The skeleton of a factorised network: each layer's node as a chain of its factors' (torch's exporter takes 10 s).
-
-    Raises:
-        ValueError: the model that comes out does not compute what the network does.
-    """
-    import onnx
-
-    from autocomp.runtimes._graft import Graft
-    from autocomp.runtimes._skeleton import computes
-
-    network, parts = variant.network, variant.parts()
-    tensors, values, sources = dict(skeleton.tensors), dict(skeleton.values), dict(skeleton.sources)
-    markers = {source: marker for marker, source in sources.items()}
-    nodes = []
-    for node in skeleton.nodes:
-        layer = next(
-            (tensors[n].removesuffix(".weight") for n in node.input if tensors.get(n, "").endswith(".weight")), ""
-        )
-        chain = parts.get(layer, ())
-        if len(chain) < 2:
-            nodes.append(node)
-            continue
-        value = node.input[0]
-        for part in chain:
-            made = onnx.NodeProto()
-            made.CopyFrom(node)
-            made.name, output = f"{node.name}.{part}", node.output[0] if part == chain[-1] else f"{part}_out"
-            marker = markers[node.output[0]] if part == chain[-1] else f"{part}_value"
-            sources[marker], made.output[0] = output, output
-            values[marker] = next(k for k in network.values if k.startswith(f"{part}:"))
-            del made.input[:]
-            made.input.append(value)
-            for name in ("weight", "bias"):
-                if f"{part}.{name}" in network.module.state_dict():
-                    tensors[f"{part}_{name}"] = f"{part}.{name}"
-                    made.input.append(f"{part}_{name}")
-            module: Any = network.module.get_submodule(part)
-            if node.op_type == "Conv":
-                del made.attribute[:]
-                made.attribute.extend(
-                    onnx.helper.make_attribute(k, v)
-                    for k, v in {
-                        "kernel_shape": module.kernel_size, "strides": module.stride, "pads": module.padding * 2,
-                        "dilations": module.dilation, "group": module.groups,
-                    }.items()
-                )  # fmt: skip
-            value = marker
-            nodes.append(made)
-    read = {name for node in nodes for name in node.input}
-    tensors = {k: v for k, v in tensors.items() if k in read}
-    found = dataclasses.replace(skeleton, nodes=tuple(nodes), tensors=tensors, values=values, sources=sources)
-    state = {k: v.detach().numpy() for k, v in network.module.state_dict().items()}
-    if not computes(Graft(found, state, {}, {}, int32_bias=False).model(None).SerializeToString(), network):
-        raise ValueError("the chained skeleton computes something else")
-    return found
-
-
 def make(work: Path, backwards: bool) -> None:
     """Write ``train-NNN.onnx`` and ``held-NNN.onnx``; those that are there are kept (so two processes can share it)."""
     from autocomp.runtimes.export import OnnxExporter
@@ -198,8 +137,7 @@ def make(work: Path, backwards: bool) -> None:
         layers = {part for base_layer, parts in variant.parts().items() if base_layer in asked for part in parts}
         network, placement = variant.network, session.target.profile.placement
         compressed = int8_candidate(network, session.calibration[0], placement, only=layers)
-        exporter = OnnxExporter(network)
-        exporter.skeleton = chained(base.skeleton, variant)
+        exporter = OnnxExporter(network, like=base)
         path.write_bytes(exporter.export(compressed, placement, layers, batch_size=1))
         print(name, len(network.layers), len(layers), flush=True)
 
