@@ -29,9 +29,12 @@ from autocomp.testing.onnx_models import OUTPUT_SCALE, TinyNetwork
 FLOAT32 = TinyNetwork()
 
 
-def int8_network(target: Target) -> TinyNetwork:
-    """All layers int8, on grids that the target takes."""
-    return TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}), symmetric=target.profile.placement.symmetric)
+LAYERS = frozenset({"conv1", "conv2", "fc"})
+
+
+def int8_network(target: Target, int8: frozenset[str] = LAYERS) -> TinyNetwork:
+    """These layers int8, on grids that the target takes."""
+    return TinyNetwork(int8=int8, symmetric=target.profile.placement.symmetric)
 
 
 class RuntimeContract:
@@ -112,6 +115,22 @@ class RuntimeContract:
             engine.close()
         steps = np.abs(outputs - network.torch_outputs(inputs)) / OUTPUT_SCALE
         assert steps.max() <= self.int8_steps + 1e-3
+
+    @pytest.mark.parametrize(
+        "int8", [(), ("conv2",), ("conv1", "fc"), tuple(sorted(LAYERS))], ids=lambda s: "+".join(s) or "none"
+    )
+    def test_layers_run_as_requested(self, device: Target, int8: tuple[str, ...]) -> None:
+        """Those asked for in int8, where the device runs any, and no other; the outputs are those of the network."""
+        network = int8_network(device, frozenset(int8))
+        inputs = network.inputs(4)
+        plan = device.runtime.build(network.onnx_bytes(), device.profile, inputs)
+        engine = device.runtime.load(plan, device.profile, inputs)
+        outputs = engine.run(inputs)
+        engine.close()
+        able = any("int8" in p for p in device.profile.precisions.values())
+        wanted = {f"{n}.weight": "int8" if able and n in int8 else "float32" for n in ("conv1", "conv2", "fc")}
+        assert plan.layers == wanted
+        assert np.abs(outputs - network.torch_outputs(inputs)).max() <= self.int8_steps * OUTPUT_SCALE + 1e-3
 
     def test_same_input_same_output(self, engine: Engine) -> None:
         inputs = FLOAT32.inputs()
