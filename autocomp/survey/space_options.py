@@ -117,29 +117,24 @@ def layer_rules(base: LayerRules, data: Mapping[str, Any], file: str, where: str
         changes["share"] = step_tables.by_kind(toml.tables(data, "share", file), "weights", file, f"{place}share")
     for axis, (kind, strength) in STEP_TABLES.items():
         table = toml.table(data, axis, file, where)
-        if axis == "rank":
-            table, changes["suggested"] = _suggested(table, base, file, f"{place}rank")
         if axis in data:
+            if axis == "rank":
+                table, changes["suggested"] = _suggested(table, file, f"{place}rank")
             made = step_tables.settings(kind, table, file, f"{place}{axis}") if table else ()
             changes[axis] = tuple(sorted(made, key=lambda s: _strength(s, strength)))
     return replace(base, **changes)
 
 
-def _suggested(
-    table: Mapping[str, Any], base: LayerRules, file: str, where: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _suggested(table: Mapping[str, Any], file: str, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The ``rank`` table without the word "evbmf" among its ranks, and the methods that it is said for."""
-    if not table:
-        return {}, base.suggested
     ranks = table.get("rank")
     listed = ranks if isinstance(ranks, list) else [ranks]
     if SUGGESTED not in listed:
         return dict(table), ()
     methods = table.get("method", Factorise.method)
+    step_tables.settings(Factorise, {"method": methods, "rank": 0.5}, file, where)
     numbers = [r for r in listed if r != SUGGESTED]
-    chosen = tuple(m for m in (methods if isinstance(methods, list) else [methods]))
-    for method in chosen:
-        step_tables.settings(Factorise, {"method": method, "rank": 0.5}, file, where)
+    chosen = tuple(methods if isinstance(methods, list) else [methods])
     return ({**table, "rank": numbers} if numbers else {}), chosen
 
 

@@ -162,5 +162,12 @@ def test_evbmf_suggests_a_rank_from_the_weight(network: Network) -> None:
     assert shares == [("svd", 0.5), ("whitened_svd", 0.5), ("svd", 0.062), ("whitened_svd", 0.062)]
     alone = space(own, rank={"method": "svd", "rank": "evbmf"}, weights={"float32": True})
     assert alone.units["0"].axes["rank"] == (None, Factorise(method="svd", rank=0.062))
+    cleared = [{"match": "0", "rank": {}}]
+    assert (
+        "rank"
+        not in space(own, rank={"method": "svd", "rank": "evbmf"}, weights={"bits": [8]}, override=cleared)
+        .units["0"]
+        .axes
+    )
     with pytest.raises(ConfigError, match=r"my.toml: rank: factorise.method = 'sdv'"):
         space(own, rank={"method": "sdv", "rank": "evbmf"}, weights={"float32": True})
