@@ -225,11 +225,7 @@ def export(
     with terminal.guarded(run, verbose=verbose):
         from autocomp import pipeline
 
-        path = str(pipeline.export(run, pick, file_format, out))
-        if json:
-            terminal.print_json({"file": path})
-        else:
-            typer.echo(path)
+        terminal.print_file(str(pipeline.export(run, pick, file_format, out)), as_json=json)
     return 0
 
 
@@ -281,11 +277,8 @@ def profile(
         found = load_target(target)
         path = out or Path(f"{found.profile.name}-measured.toml")
         with live.terminal(quiet, verbose) as progress:
-            written = str(profile_device(found, path, progress).absolute())
-        if json:
-            terminal.print_json({"file": written})
-        else:
-            typer.echo(written)
+            written = profile_device(found, path, progress).absolute()
+        terminal.print_file(str(written), as_json=json)
     return 0
 
 

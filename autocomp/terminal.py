@@ -111,6 +111,14 @@ def print_rich(renderable: Any) -> None:
     console.print(renderable)
 
 
+def print_file(path: str, *, as_json: bool) -> None:
+    """The one file that a command wrote: its path, or {"file": path}."""
+    if as_json:
+        print_json({"file": path})
+    else:
+        print(path)
+
+
 def print_rows(title: str, rows: Sequence[Any], *, as_json: bool) -> None:
     """Mappings or dataclasses of one kind as a table, or as one JSON object {title: rows}."""
     plain = [dict(row) if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
