@@ -15,6 +15,36 @@ import typer
 
 import autocomp
 from autocomp import terminal
+from autocomp.cli_options import (
+    BatchSize,
+    Budget,
+    Cluster,
+    Config,
+    Data,
+    Finish,
+    ImageSize,
+    Jobs,
+    Json,
+    MaxDrop,
+    MaxEngineSize,
+    MaxLatency,
+    Metric,
+    Model,
+    Normalize,
+    Out,
+    Preset,
+    Quiet,
+    Run,
+    Sampler,
+    Seed,
+    Space,
+    Storage,
+    Target,
+    Timeout,
+    Trials,
+    Verbose,
+    Weights,
+)
 from autocomp.errors import AutocompError, ConfigError
 
 app = typer.Typer(
@@ -24,66 +54,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-_WHAT, _LIMITS, _HOW, _RUN = "What is compressed", "Constraints", "How it is searched", "The run"
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress stays on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only notes and the answer.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All facts; tracebacks go to the log.")]
-
-
-def _option(help_text: str, panel: str, metavar: str, *names: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar, show_default=False)
-
-
-Model = Annotated[
-    Optional[str],  # noqa: UP045  (typer below 0.16 reads no X | None)
-    typer.Argument(
-        metavar="MODEL",
-        help="Built-in name, torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. "
-        "(default: resnet18, trained on digits)",
-        show_default=False,
-    ),
-]
-Text = Optional[str]  # noqa: UP045
-Weights = Annotated[Text, _option("safetensors, or a torch checkpoint (weights_only).", _WHAT, "FILE")]
-Data = Annotated[
-    Text,
-    _option("digits, imagefolder:PATH, npz:PATH, package.module:factory or path/file.py:factory.", _WHAT, "SPEC"),
-]
-ImageSize = Annotated[Text, _option("Side in pixels that images are brought to.", _WHAT, "PIXELS")]
-Normalize = Annotated[Text, _option("imagenet (default), cifar10, none, or mean/std numbers.", _WHAT, "NAME|M/S")]
-Metric = Annotated[
-    Text,
-    _option("accuracy (default), top5, f1_macro, mse, kl, perplexity or module:function.", _WHAT, "NAME"),
-]
-Budget = Annotated[
-    Text, _option("Bytes of the compressed file: 4MB, 4MiB, 4000000, or 12% of the float32 file.", _LIMITS, "SIZE")
-]
-MaxLatency = Annotated[Text, _option("Highest latency of one batch: 2ms, 300us.", _LIMITS, "TIME")]
-MaxEngineSize = Annotated[Text, _option("Largest engine of the runtime: 8MB.", _LIMITS, "SIZE")]
-MaxDrop = Annotated[Text, _option("Largest loss of the metric, absolute: 1% or 0.01.", _LIMITS, "DROP")]
-Target = Annotated[Text, _option("Hardware profile, name or TOML. (default: cpu-onnxruntime)", _HOW, "NAME|FILE")]
-BatchSize = Annotated[Text, _option("Batch sizes at which latency is measured: 1,16. (default: 1)", _HOW, "N[,N]")]
-Space = Annotated[Text, _option("Search space, name or TOML. (default: joint)", _HOW, "NAME|FILE")]
-Preset = Annotated[Text, _option("How much to spend: quick, default, extensive.", _HOW, "NAME")]
-Trials = Annotated[Text, _option("Stop after so many evaluations.", _HOW, "N")]
-Timeout = Annotated[Text, _option("Stop searching after so long: 10min.", _HOW, "TIME")]
-Sampler = Annotated[Text, _option("hybrid (default), tpe, nsga2, random, plan (solver only).", _HOW, "NAME")]
-Finish = Annotated[Text, _option("How finalists are recovered: ptq (default) or none.", _HOW, "NAME")]
-Storage = Annotated[Text, _option("Optuna storage URL. (default: a journal in the run folder)", _RUN, "URL")]
-Jobs = Annotated[Text, _option("Local processes. (default: 1)", _RUN, "N")]
-Cluster = Annotated[Text, _option("A Ray cluster (comes in a later version).", _RUN, "ADDRESS")]
-Seed = Annotated[Text, _option("Everything random derives from it. (default: 0)", _RUN, "N")]
-Out = Annotated[
-    Optional[Path],  # noqa: UP045
-    _option("Run folder. (default: runs/<model>-<budget>-<target>-s<seed>)", _RUN, "FOLDER"),
-]
-Config = Annotated[
-    Optional[Path],  # noqa: UP045
-    _option("TOML file of these options; flags win over it.", _RUN, "FILE", "--config"),
-]
-Run = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN", show_default=False)]
 
 
 def _version(asked: bool) -> None:

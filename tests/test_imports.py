@@ -28,7 +28,7 @@ FLOORS = (
     ("stages",),
     ("pipeline", "loading"),
     ("config",),
-    ("api", "terminal"),
+    ("api", "terminal", "cli_options"),
     ("cli", "terminal"),
     ("__main__",),
 )
