@@ -4,11 +4,6 @@ What is reported is the median of the raw samples (:meth:`Measurement.median_s`)
 :func:`latency_ci95`. A machine that others use is slower at one moment than at another, so for
 *ranking* measurements of different moments there is :func:`normalised_s`: the median of the ratios
 to the reference, which ran in the same moments, times one common reference latency.
-
-Disturbed samples are kept: medians bear up to half of them, and dropping "outliers" would report a
-machine that does not exist. A measurement whose reference runs over 25 % slower than the fastest
-reference seen on this device, or during which the device throttled its clocks, is taken once more; if the second is no
-better it stays, marked ``interference`` in its conditions.
 """
 
 from __future__ import annotations
@@ -17,18 +12,16 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import autocomp
-from autocomp import environment
-from autocomp.core.hardware import Engine, ObservesDevice, Plan, Target
+from autocomp.core.hardware import Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.stage import Stage
 from autocomp.evaluators._remembered import entry_path, read_json, write_json
-from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
+from autocomp.evaluators._timing import TimingRecipe
+from autocomp.evaluators.bench import Bench, LocalBench, throttled
 from autocomp.evaluators.statistics import median_ci, ratio_ci
 
 if TYPE_CHECKING:
@@ -43,7 +36,8 @@ class LatencyMeter:
     Args:
         target: profile and runtime.
         cache_dir: measurements are kept here as JSON; processes may share it.
-        clock: monotonic seconds; times the warm-up (engines time themselves).
+        bench: where plans are timed; None: in this process.
+        clock: monotonic seconds; times the warm-up (engines time themselves). For a bench of this process.
         recipe: how long and how often.
 
     Attributes:
@@ -55,15 +49,16 @@ class LatencyMeter:
         target: Target,
         cache_dir: Path,
         *,
+        bench: Bench | None = None,
         clock: Callable[[], float] = time.perf_counter,
         recipe: TimingRecipe | None = None,
     ) -> None:
         self.target = target
         self.cache_dir = Path(cache_dir)
         self.recipe = recipe or TimingRecipe()
-        self._clock = clock
         self.builds = 0
-        self._references: dict[str, Engine] = {}
+        self._bench = bench or LocalBench(target, clock=clock)
+        self._references: dict[str, Plan] = {}
 
     def __enter__(self) -> LatencyMeter:
         return self
@@ -73,9 +68,9 @@ class LatencyMeter:
 
     def close(self) -> None:
         """Release the reference engines."""
-        for engine in self._references.values():
-            engine.close()
         self._references.clear()
+        if isinstance(self._bench, LocalBench):
+            self._bench.close()
 
     def lookup(
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
@@ -118,118 +113,66 @@ class LatencyMeter:
         known = None if fresh else self.lookup(key, example, reference_key=reference_key)
         if known is not None:
             return known
-        path = self._path("measurement", key, example, reference_key)
-        with ExitStack() as stack:
-            plan = self._build(model(), example)
-            self.builds += 1
-            engine = self._load(plan, example)
-            stack.callback(engine.close)
-            beside = self._reference(reference, example, reference_key)
-            stack.enter_context(lease(self._device()))
+        plan = self.build(model(), example)
+        self.builds += 1
+        beside = self._reference(reference, example, reference_key)
+        with self._bench.exclusive():
             if not fresh:
                 known = self.lookup(key, example, reference_key=reference_key)
                 if known is not None:
                     return known
-            best_path = self._path("reference", "", example, reference_key)
-            measurement = self._time(engine, beside, example, plan, best_path)
+            measurement = self._time(plan, beside, example, self._path("reference", "", example, reference_key))
             plain = measurement.to_json()
+            path = self._path("measurement", key, example, reference_key)
             write_json(path, {"key": key, "measurement": plain, "engine_bytes": plan.engine_bytes})
             return Measurement.from_json(plain), plan.engine_bytes
 
-    def _build(self, model: bytes, example: np.ndarray) -> Plan:
+    def build(self, model: bytes, example: np.ndarray) -> Plan:
+        """Compile here where the compiler is here, else where the device is."""
         with Stage("build"):
-            return self.target.runtime.build(model, self.target.profile, example)
+            if self.target.cannot_build() is None:
+                return self.target.runtime.build(model, self.target.profile, example)
+            return self._bench.build(model, example)
 
-    def _load(self, plan: Plan, example: np.ndarray) -> Engine:
-        return self.target.runtime.load(plan, self.target.profile, example)
+    def outputs(self, plan: Plan, inputs: np.ndarray) -> np.ndarray:
+        """What the engine itself computes for one batch [n, ...] of the size it was built for."""
+        return self._bench.outputs(plan, inputs)
 
-    def _reference(self, make: Callable[[], bytes], example: np.ndarray, reference_key: str) -> Engine:
+    def _reference(self, make: Callable[[], bytes], example: np.ndarray, reference_key: str) -> Plan:
         name = f"{reference_key}:{example.shape}"
         if name not in self._references:
-            self._references[name] = self._load(self._build(make(), example), example)
+            self._references[name] = self.build(make(), example)
         return self._references[name]
 
-    def _time(self, engine: Engine, beside: Engine, example: np.ndarray, plan: Plan, best_path: Path) -> Measurement:
-        """Up to ``attempts`` measurements; the one with the fastest reference is kept."""
+    def _time(self, plan: Plan, beside: Plan, example: np.ndarray, best_path: Path) -> Measurement:
+        """A measurement, and what it says of the fastest reference seen on this device."""
         found = (read_json(best_path) or {}).get("median_s")
         best = found if isinstance(found, float) else None
-        tries: list[Measurement] = []
-        for _ in range(self.recipe.attempts):
-            tries.append(self._attempt(engine, beside))
-            if not throttled(tries[-1]) and (best is None or self._is_quiet(tries[-1], best)):
-                break
-        chosen = min(tries, key=lambda m: (bool(throttled(m)), _reference_s(m)))
-        median_s = _reference_s(chosen)
+        timed = self._bench.time(plan, beside, example, self.recipe, best)
+        median_s = timed.conditions["reference_median_s"]
         if best is None or median_s < best:
             write_json(best_path, {"median_s": median_s})
-        conditions = {
-            **self._conditions(plan, example),
-            **chosen.conditions,
-            "attempts": len(tries),
-            "reference_median_s": median_s,
-            "fastest_reference_s": min(median_s, best) if best is not None else median_s,
-            "interference": bool(throttled(chosen)) or (best is not None and not self._is_quiet(chosen, best)),
-        }
-        return dataclasses.replace(chosen, conditions=conditions)
-
-    def _is_quiet(self, measurement: Measurement, best_s: float) -> bool:
-        """Whether the reference ran about as fast as the fastest one seen."""
-        return _reference_s(measurement) <= best_s * self.recipe.interference
-
-    def _attempt(self, engine: Engine, beside: Engine) -> Measurement:
-        """Samples in pairs of neighbours, one of each engine, in balanced random order (:func:`who_first`)."""
-        run_s, reference_run_s = self._warm_up(engine), self._warm_up(beside)
-        before, device_before = environment.load_average(), _state(engine)
-        samples: list[float] = []
-        reference: list[float] = []
-        with no_garbage_collection():
-            for candidate_first in who_first(self.recipe.count(run_s, reference_run_s)):
-                if candidate_first:
-                    samples.append(engine.time_once_s())
-                    reference.append(beside.time_once_s())
-                else:
-                    reference.append(beside.time_once_s())
-                    samples.append(engine.time_once_s())
-        conditions = {
-            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "load_before": before,
-            "load_after": environment.load_average(),
-            "device_before": device_before,
-            "device_after": _state(engine),
-        }
-        return Measurement(samples_s=tuple(samples), reference_s=tuple(reference), conditions=conditions)
-
-    def _warm_up(self, engine: Engine) -> float:
-        """Run until warm; the median seconds of the later half of the runs."""
-        taken: list[float] = []
-        start = self._clock()
-        while len(taken) < self.recipe.warmup_runs or self._clock() - start < self.recipe.warmup_s:
-            taken.append(engine.time_once_s())
-        return statistics.median(taken[len(taken) // 2 :])
+        return dataclasses.replace(timed, conditions={**self._conditions(plan, example), **timed.conditions})
 
     def _conditions(self, plan: Plan, example: np.ndarray) -> dict[str, Any]:
-        runtime, profile = self.target.runtime, self.target.profile
+        runtime, profile, facts = self.target.runtime, self.target.profile, self._bench.facts()
         return {
             "autocomp": autocomp.__version__,
             "target": profile.name,
             "runtime": runtime.name,
-            "versions": runtime.versions(),
+            "versions": facts["versions"],
             "options": dict(profile.options),
-            "cpu": environment.cpu()["model"],
-            "cores": environment.cpu()["cores"],
-            "governor": environment.governor(),
+            "cpu": facts["cpu"]["model"],
+            "cores": facts["cpu"]["cores"],
             "batch_size": int(example.shape[0]),
             "input_shape": [int(n) for n in example.shape[1:]],
             "recipe": dataclasses.asdict(self.recipe),
             "layer_precisions": dict(plan.layers),
         }
 
-    def _device(self) -> str:
-        """What only one process may time on at a once: the runtime's device, else this CPU."""
-        return self.target.runtime.versions().get("device", str(environment.cpu()["model"]))
-
     def _path(self, kind: str, key: str, example: np.ndarray, reference_key: str) -> Path:
         """File of what was measured under exactly these conditions."""
+        facts = self._bench.facts()
         identity = {
             "cache": _CACHE_VERSION,
             "kind": kind,
@@ -237,9 +180,9 @@ class LatencyMeter:
             "reference": reference_key,
             "input": [str(example.dtype), *map(int, example.shape)],
             "runtime": self.target.runtime.name,
-            "versions": self.target.runtime.versions(),
+            "versions": facts["versions"],
             "options": {k: self.target.profile.options[k] for k in sorted(self.target.profile.options)},
-            "cpu": {**environment.cpu(), "flags": sorted(environment.cpu()["flags"])},
+            "cpu": {**facts["cpu"], "flags": sorted(facts["cpu"]["flags"])},
             "recipe": dataclasses.asdict(self.recipe),
         }
         return entry_path(self.cache_dir, kind, identity)
@@ -271,12 +214,6 @@ def normalised_s(measurement: Measurement, reference_s: float) -> float:
     return statistics.median(a / b for a, b in pairs) * reference_s
 
 
-def throttled(measurement: Measurement) -> list[str]:
-    """Why the device slowed its clocks down while it was timed; empty where it did not, or does not tell."""
-    states = (measurement.conditions.get(key, {}) for key in ("device_before", "device_after"))
-    return sorted({reason for state in states for reason in state.get("throttled", ())})
-
-
 def disturbance_notes(measurement: Measurement | None) -> tuple[str, ...]:
     """What a reader has to know of the moment a latency was taken in."""
     if measurement is None or not measurement.conditions.get("interference"):
@@ -285,11 +222,3 @@ def disturbance_notes(measurement: Measurement | None) -> tuple[str, ...]:
     if reasons:
         return (f"the device throttled its clocks while this was timed ({', '.join(reasons)}): cool it, or lock them",)
     return ("the machine was busy while this was timed: its ratio to float32 holds, its milliseconds are too many",)
-
-
-def _state(engine: Engine) -> dict[str, Any]:
-    return dict(engine.conditions()) if isinstance(engine, ObservesDevice) else {}
-
-
-def _reference_s(measurement: Measurement) -> float:
-    return statistics.median(measurement.reference_s)

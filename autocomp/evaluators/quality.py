@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from autocomp.core.hardware import Engine
 from autocomp.core.workload import Metric, Split
 from autocomp.errors import AutocompError
 from autocomp.graph.capture import first_tensor
@@ -58,13 +58,13 @@ def run_split(module: nn.Module, split: Split, batch_size: int = BATCH) -> Score
     return Scored(outputs=torch.cat(outputs), targets=torch.cat(targets))
 
 
-def run_engine(engine: Engine, split: Split, batch_size: int) -> Scored:
-    """The same of a built engine that takes ``batch_size`` samples at a time; the last batch is filled up."""
+def run_engine(run: Callable[[np.ndarray], np.ndarray], split: Split, batch_size: int) -> Scored:
+    """The same of a built engine; ``run`` takes ``batch_size`` samples at a time; the last batch is filled up."""
     outputs, targets = [], []
     for inputs, labels in split.batches(batch_size):
         missing = batch_size - len(inputs)
         batch = torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])]) if missing else inputs
-        outputs.append(torch.from_numpy(np.array(engine.run(batch.numpy())))[: len(inputs)].float())
+        outputs.append(torch.from_numpy(np.array(run(batch.numpy())))[: len(inputs)].float())
         targets.append(labels)
     return Scored(outputs=torch.cat(outputs), targets=torch.cat(targets))
 

@@ -74,7 +74,7 @@ class Evaluator:
 
     @cached_property
     def meter(self) -> Meter:
-        return make_meter(self.session.target, self.session.run.cache / "engines")
+        return make_meter(self.session.target, self.session.run.cache / "engines", self.session.bench)
 
     # the structures
 

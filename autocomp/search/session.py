@@ -15,6 +15,7 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Workload
+from autocomp.evaluators.bench import Bench
 from autocomp.graph.coupling import Coupling, coupled_groups
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
@@ -37,6 +38,7 @@ class Session:
         space: units and legal choices.
         coupling: groups of channels that can only be removed together; found when first asked for.
         calibration: calibration inputs in batches [n, ...] float32.
+        bench: where latencies are measured; None: on this machine, or predicted.
     """
 
     settings: Settings
@@ -47,10 +49,20 @@ class Session:
     space: SearchSpace
     coupling: Callable[[], Coupling]
     calibration: Sequence[torch.Tensor]
+    bench: Bench | None = None
+
+    def cannot_measure(self) -> str | None:
+        """Why latencies are predicted and not measured; None where they are measured."""
+        return None if self.bench is not None else self.target.cannot_measure()
 
 
 def open_session(
-    settings: Settings, run: RunFolder, *, workload: Workload | None = None, progress: Progress | None = None
+    settings: Settings,
+    run: RunFolder,
+    *,
+    workload: Workload | None = None,
+    progress: Progress | None = None,
+    bench: Bench | None = None,
 ) -> Session:
     """Load the workload (unless given), trace the network, open target and space."""
     target = load_target(settings.target)
@@ -71,4 +83,5 @@ def open_session(
         space=space,
         coupling=coupling,
         calibration=calibration,
+        bench=bench,
     )

@@ -89,7 +89,7 @@ def open_run(settings: Settings, run: RunFolder, workload: Workload | None, prog
     run.write_json(run.environment, environment())
     with storage_errors(run.path):
         write_config(settings, run.config)
-    why = session.target.cannot_measure()
+    why = session.cannot_measure()
     if why is not None:
         make_meter(session.target, run.cache)  # refuses here where there is nothing to predict from
         progress.note(

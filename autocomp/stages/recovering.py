@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.core.steps import Choice
+from autocomp.evaluators.latency import LatencyMeter
 from autocomp.evaluators.quality import judge, run_engine, run_split
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.finish import find_finish
@@ -194,15 +196,11 @@ def final_scores(evaluator: Evaluator, finalist: Finalist) -> Finalist:
 def engine_score(evaluator: Evaluator, compressed: CompressedModel) -> tuple[float | None, tuple[str, ...]]:
     """What the built engine itself scores on the search split, beside the simulation; None where it cannot run here."""
     session = evaluator.session
-    if session.target.cannot_measure() is not None:
+    meter = evaluator.meter
+    if not isinstance(meter, LatencyMeter):
         return None, ()
-    engine = session.target.engine(
-        evaluator.onnx(compressed, ENGINE_BATCH), session.workload.example(ENGINE_BATCH).numpy()
-    )
-    try:
-        scored = run_engine(engine, session.workload.search, ENGINE_BATCH)
-    finally:
-        engine.close()
+    plan = meter.build(evaluator.onnx(compressed, ENGINE_BATCH), session.workload.example(ENGINE_BATCH).numpy())
+    scored = run_engine(partial(meter.outputs, plan), session.workload.search, ENGINE_BATCH)
     simulation = run_split(evaluator.simulated(compressed), session.workload.search)
     workload = session.workload
     found, wanted = (
