@@ -18,6 +18,7 @@ PACKAGE = Path(autocomp.__file__).parent
 FLOORS = (
     ("errors",),
     ("core", "environment"),
+    ("cluster",),
     ("graph", "coding"),
     ("transforms",),
     ("runtimes",),

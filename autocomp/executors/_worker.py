@@ -12,37 +12,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from autocomp import errors
 from autocomp.core.executor import Factory
-from autocomp.errors import AutocompError, UnsupportedError
+from autocomp.core.threads import limit_threads
+from autocomp.core.told import Told
 
 _PR_SET_PDEATHSIG = 1
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Ready:
     """The factory is done; jobs may come."""
-
-
-@dataclass(frozen=True)
-class Broken:
-    """The factory raised.
-
-    Attributes:
-        kind: class name of the exception.
-        message: one line.
-    """
-
-    kind: str
-    message: str
-
-    def error(self) -> AutocompError:
-        """The exception to raise in the parent: of the same class where it is one of ours."""
-        kind = getattr(errors, self.kind, None)
-        if isinstance(kind, type) and issubclass(kind, AutocompError) and kind is not errors.UnknownNameError:
-            return kind(self.message)
-        return UnsupportedError(f"evaluation workers cannot start: {self.kind}: {self.message}")
 
 
 class _Reported:
@@ -54,8 +33,8 @@ class _Reported:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            self._pipe.send(Broken(kind.__name__, " ".join(str(error).split())))
+        if isinstance(error, Exception):
+            self._pipe.send(Told.of(error))
             raise SystemExit(1)
 
 
@@ -71,10 +50,10 @@ def work(factory: Factory, pipe: Connection, lifeline: Connection, threads: int,
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with_parent(lifeline, parent)
-    _limit_threads(threads)
+    limit_threads(threads)
     with _Reported(pipe):
         evaluate = factory()
-    _limit_threads(threads)
+    limit_threads(threads)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send(Ready())
         while True:
@@ -94,12 +73,3 @@ def _die_with_parent(lifeline: Connection, parent: int | None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it ended before the line above
             os._exit(1)
-
-
-def _limit_threads(threads: int) -> None:
-    """Share the cores: by environment for libraries to come, by call for a torch that is there."""
-    for name in _THREAD_VARIABLES:
-        os.environ[name] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)

@@ -19,8 +19,10 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 
 from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Job
 from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.threads import cores
+from autocomp.core.told import Told
 from autocomp.errors import ConfigError, UnsupportedError
-from autocomp.executors._worker import Broken, Ready, work
+from autocomp.executors._worker import Ready, work
 
 
 @dataclass
@@ -150,8 +152,8 @@ class Processes:
             case Ready():
                 worker.ready = True
                 self._unready_deaths = 0
-            case Broken():
-                raise message.error() from None
+            case Told():
+                raise message.error("evaluation workers cannot start") from None
             case _:
                 self._end(worker, message)
 
@@ -197,11 +199,6 @@ class Processes:
         worker.process.close()
         worker.pipe.close()
         worker.lifeline.close()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _death(exitcode: int | None) -> str:

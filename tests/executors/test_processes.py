@@ -15,6 +15,7 @@ import pytest
 
 from autocomp.core.executor import Evaluate, Executor, Factory, Job
 from autocomp.core.outcome import Completed, Failed, Outcome
+from autocomp.core.threads import cores
 from autocomp.errors import ConfigError, DataError, UnsupportedError
 from autocomp.executors import processes
 from autocomp.search.job import Guarded
@@ -147,7 +148,7 @@ def test_cores_are_shared_and_interrupts_ignored() -> None:
     finally:
         executor.close()
     assert isinstance(event.outcome, Completed)
-    assert event.outcome.notes == (str(max(1, processes.cores() // 2)), "True")
+    assert event.outcome.notes == (str(max(1, cores() // 2)), "True")
 
 
 def test_made_in_a_thread_that_ends() -> None:

@@ -1,0 +1,1 @@
+"""A Ray cluster: found or started, objects made on its nodes, calls that outlive a process."""

@@ -1,0 +1,130 @@
+"""One object on a node of the cluster: made there, called by the name of a method, its pulse felt beside.
+
+What happens in the process stays a value: exceptions come back as :class:`Told`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import autocomp
+from autocomp.cluster.connection import ray
+from autocomp.core.threads import limit_threads
+from autocomp.core.told import Told
+from autocomp.errors import ConfigError
+
+PULSE = "pulse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """A process of the cluster."""
+
+    node: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """What has to be the same in every process of a run."""
+
+    autocomp: str = autocomp.__version__
+    python: str = platform.python_version()
+
+    def mismatch(self, theirs: Versions, address: str) -> str | None:
+        """One line where another process differs."""
+        for name in ("autocomp", "python"):
+            mine, other = getattr(self, name), getattr(theirs, name)
+            if mine != other:
+                return f"{address} runs {name} {other}, this program {name} {mine}; install the same everywhere"
+        return None
+
+
+class Actor:
+    """What runs on the node.
+
+    Args:
+        make: a list of one reference to a callable without arguments that makes the object. In a list, so that it is
+            fetched when it is needed, where a failure can be told.
+        threads: for numeric libraries in this process.
+    """
+
+    def __init__(self, make: list[Any], threads: int) -> None:
+        self._make, self._threads = make, threads
+        self._object: Any = None
+
+    def open(self, wanted: Versions) -> Whereabouts | Told:
+        """Make the object; where this process is."""
+        context = ray().get_runtime_context()
+        here = Whereabouts(node=context.get_node_id(), address=ray().util.get_node_ip_address(), pid=os.getpid())
+        different = wanted.mismatch(Versions(), here.address)
+        if different is not None:
+            return Told.of(ConfigError(different))
+        return self._opened() or here
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """``object.method(*arguments)``, or the exception it raised; references among the arguments are fetched."""
+        trouble = self._opened()
+        if trouble is not None:
+            return trouble
+        try:
+            fetched = [ray().get(a) if isinstance(a, ray().ObjectRef) else a for a in arguments]
+            return getattr(self._object, method)(*fetched)
+        except Exception as error:  # noqa: BLE001  the edge of the process: it is raised again in the caller's
+            return Told.of(error)
+
+    def pulse(self) -> None:
+        """Answers while the process lives, whatever :meth:`call` is busy with."""
+
+    def _opened(self) -> Told | None:
+        """Makes the object, once; Ray starts an actor again without telling whoever uses it."""
+        if self._object is None:
+            limit_threads(self._threads)
+            try:
+                self._object = ray().get(self._make[0])()
+            except Exception as error:  # noqa: BLE001  as above
+                return Told.of(error)
+            limit_threads(self._threads)
+        return None
+
+
+def start(
+    make: Any,
+    *,
+    threads: int = 1,
+    resources: Mapping[str, float] | None = None,
+    node: str | None = None,
+    restarts: int = 0,
+) -> Any:
+    """A handle to a new :class:`Actor`.
+
+    Args:
+        make: reference to the callable, as ``ray.put`` returned it; whoever holds it keeps it alive.
+        threads: see :class:`Actor`.
+        resources: what it takes ("CPU", "GPU", labels); default one CPU.
+        node: id of the node it has to be on, or None for any.
+        restarts: how often Ray itself starts it again; -1 for ever.
+    """
+    amounts = dict(resources if resources is not None else {"CPU": 1})
+    options: dict[str, Any] = {
+        "num_cpus": amounts.pop("CPU", 0),
+        "num_gpus": amounts.pop("GPU", 0),
+        "resources": amounts,
+        "max_restarts": restarts,
+        "max_task_retries": 0,
+        "concurrency_groups": {PULSE: 1},
+    }
+    if node is not None:
+        strategies = ray().util.scheduling_strategies
+        options["scheduling_strategy"] = strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return ray().remote(**options)(Actor).remote([make], threads)
+
+
+def feel_pulse(actor: Any) -> Any:
+    """Reference that resolves as soon as the process answers."""
+    return actor.pulse.options(concurrency_group=PULSE).remote()
