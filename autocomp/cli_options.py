@@ -54,8 +54,16 @@ Timeout = Annotated[Text, _option("Stop searching after so long: 10min.", _HOW, 
 Sampler = Annotated[Text, _option("hybrid (default), tpe, nsga2, random, plan (solver only).", _HOW, "NAME")]
 Finish = Annotated[Text, _option("How finalists are recovered: ptq (default) or none.", _HOW, "NAME")]
 Storage = Annotated[Text, _option("Optuna storage URL. (default: a journal in the run folder)", _RUN, "URL")]
-Jobs = Annotated[Text, _option("Local processes. (default: 1)", _RUN, "N")]
-Cluster = Annotated[Text, _option("A Ray cluster (comes in a later version).", _RUN, "ADDRESS")]
+Jobs = Annotated[Text, _option("Processes that evaluate. (default: 1; on a cluster one a CPU)", _RUN, "N")]
+Cluster = Annotated[
+    Text, _option("A Ray cluster: auto (the running one, else a local one for the run) or HOST:PORT.", _RUN, "ADDRESS")
+]
+Resources = Annotated[
+    Text, _option("Nodes of the cluster to measure on: gpu=1,target_orin=1. (default: this machine)", _RUN, "NAME=N")
+]
+ExecutorName = Annotated[
+    Text, _option("inline, processes, ray_actors or ray_tune. (default: by jobs and cluster)", _RUN, "NAME")
+]
 Seed = Annotated[Text, _option("Everything random derives from it. (default: 0)", _RUN, "N")]
 Out = Annotated[
     Optional[Path],  # noqa: UP045

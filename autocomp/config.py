@@ -206,7 +206,27 @@ def _storage(value: Any, name: str) -> str:
 
 
 def _cluster(value: Any, name: str) -> str:
-    raise UnsupportedError(f"{name} = {value!r}: clusters come in a later version; use --jobs N on this machine")
+    text = _text(value, name)
+    host, colon, port = text.removeprefix("ray://").rpartition(":")
+    if text != "auto" and not (host and colon and port.isdigit()):
+        raise ConfigError(f"{name} = {text!r}: write auto, HOST:PORT (6379 is Ray's own) or ray://HOST:10001")
+    return text
+
+
+def _resources(value: Any, name: str) -> dict[str, float]:
+    """{"GPU": 1.0, "target_orin": 1.0} from "gpu=1,target_orin=1"; Ray's own names have capital letters."""
+    found: dict[str, float] = {}
+    for item in _text(value, name).split(","):
+        label, _, amount = (part.strip() for part in item.partition("="))
+        parts = _split(amount)
+        if not label or parts is None or parts[1] or parts[0] <= 0:
+            raise ConfigError(f"{name} = {str(value)!r}: {item.strip()!r} is no NAME=AMOUNT above 0, such as gpu=1")
+        found[label.upper() if label.lower() in ("cpu", "gpu") else label] = parts[0]
+    return found
+
+
+def _executors() -> list[str]:
+    return plugins.names("autocomp.executors")
 
 
 def _samplers() -> list[str]:
@@ -233,6 +253,8 @@ _PARSERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "storage": ("storage", _storage),
     "jobs": ("jobs", _whole(1, 1024)),
     "cluster": ("cluster", _cluster),
+    "resources": ("resources", _resources),
+    "executor": ("executor", _one_of("executor", _executors)),
     "finish": ("finish", _finish),
     "seed": ("seed", _whole(0, 2**32 - 1)),
     "out": ("out", lambda value, name: Path(str(value)).expanduser()),
@@ -275,9 +297,24 @@ def resolve(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[
             f"max_drop = {settings.max_drop:g}: {settings.metric} is a fraction, so a drop is below 1; "
             f"write {settings.max_drop:g}% or {settings.max_drop / 100:g}"
         )
+    settings = _placed(settings)
     if "out" not in fields:
         settings = dataclasses.replace(settings, out=default_out(settings))
     return settings, provenance
+
+
+def _placed(settings: Settings) -> Settings:
+    """Executors of Ray have a cluster, others have none."""
+    on_ray = settings.executor_name.startswith("ray_")
+    if on_ray and settings.cluster is None:
+        settings = dataclasses.replace(settings, cluster="auto")
+    if settings.cluster is not None and not on_ray:
+        raise ConfigError(
+            f"executor = {settings.executor!r}: works on this machine only; leave out --cluster, or take ray_actors"
+        )
+    if settings.resources and settings.cluster is None:
+        raise ConfigError("resources: name nodes of a cluster; give --cluster auto or its address as well")
+    return settings
 
 
 def default_out(settings: Settings) -> Path:

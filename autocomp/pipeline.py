@@ -12,6 +12,7 @@ from autocomp.core.settings import Settings
 from autocomp.core.workload import Workload
 from autocomp.stages import exporting, opening, verifying
 from autocomp.stages.clock import Clock
+from autocomp.stages.clustering import joined
 from autocomp.stages.exploring import explore
 from autocomp.stages.recovering import recover
 from autocomp.stages.surveying import survey_session
@@ -40,16 +41,17 @@ def search(
         if finished is not None:
             progress.note(f"this run is finished; shown again from {run.path} (--fresh starts over)")
             return finished
-        with clock("load"):
-            session = opening.open_run(settings, run, workload, progress)
-            opening.check_reachable(session)
-        with clock("survey"):
-            evaluator = survey_session(session, progress)
-        with clock("search"):
-            explored = explore(evaluator, workload, progress)
-        with clock("finish"):
-            answer = recover(evaluator, explored, progress)
-        return wrap_up(evaluator, explored, answer, clock, progress)
+        with joined(settings, progress) as bench:
+            with clock("load"):
+                session = opening.open_run(settings, run, workload, progress, bench)
+                opening.check_reachable(session)
+            with clock("survey"):
+                evaluator = survey_session(session, progress)
+            with clock("search"):
+                explored = explore(evaluator, workload, progress)
+            with clock("finish"):
+                answer = recover(evaluator, explored, progress)
+            return wrap_up(evaluator, explored, answer, clock, progress)
     finally:
         run.close()
 
@@ -87,4 +89,5 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[verifying
     if path.is_file():
         return verifying.verify_file(path, progress)
     run = RunFolder.existing(path)
-    return verifying.verify_run(run, opening.summary_of(run), progress)
+    with joined(opening.settings_of(run), progress) as bench:
+        return verifying.verify_run(run, opening.summary_of(run), progress, bench)

@@ -78,7 +78,9 @@ def test_every_option_reaches_the_settings(search: Recorder, tmp_path: Path) -> 
     arguments = "search pkg.nets:make --weights w.safetensors --data pkg.data:make --image-size 64 --normalize none"
     arguments += " --metric top5 --budget 4MiB --max-latency 2ms --max-engine-size 8MB --max-drop 1%"
     arguments += " --target cpu-onnxruntime --batch-size 1,16 --space quick --preset quick --trials 9 --timeout 1min"
-    arguments += " --sampler tpe --storage sqlite:///s.db --jobs 2 --finish none --seed 4 --out here --fresh --json"
+    arguments += " --sampler tpe --storage sqlite:///s.db --jobs 2 --finish none"
+    arguments += " --cluster auto --resources gpu=1,target_orin=0.5 --executor ray_tune"
+    arguments += " --seed 4 --out here --fresh --json"
     assert cli.run(arguments.split()) == 0
     assert search.options == {"fresh": True}
     assert search.settings == Settings(
@@ -102,6 +104,9 @@ def test_every_option_reaches_the_settings(search: Recorder, tmp_path: Path) -> 
         sampler="tpe",
         storage="sqlite:///s.db",
         jobs=2,
+        cluster="auto",
+        resources={"GPU": 1.0, "target_orin": 0.5},
+        executor="ray_tune",
         finish="none",
         seed=4,
         out=Path("here"),
@@ -197,7 +202,9 @@ def test_without_a_run_folder_the_log_goes_to_temporary_files(tmp_path: Path, mo
         (["search", "--budgt", "4MB"], "--budget"),
         (["serch"], "search"),
         (["search", "--budget"], "--budget"),
-        (["search", "--cluster", "auto"], "--jobs"),
+        (["search", "--cluster", "here"], "HOST:PORT"),
+        (["search", "--resources", "gpu=1"], "--cluster auto"),
+        (["search", "--executor", "ray"], "ray_actors"),
         (["search", "--finish", "qat"], "--finish ptq"),
         (["search", "--sampler", "gp"], "tpe"),
         (["search", "--target", "cpu"], "cpu-onnxruntime"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ class Settings:
         timeout_s: stop the search stage after so many seconds, or None.
         sampler: name of the sampler.
         storage: Optuna storage URL, or None for the run's journal.
-        jobs: local processes (1: in this process).
+        jobs: processes that evaluate, or None: one on this machine, as many as it has CPUs on a cluster.
         cluster: Ray address or "auto", or None.
+        resources: what a node of the cluster must offer to be measured on ("GPU", own labels); empty: this machine.
+        executor: name of the executor, or None: by ``jobs`` and ``cluster``.
         finish: "none", "ptq" or "qat".
         seed: everything random derives from it.
         out: the run folder.
@@ -81,11 +84,22 @@ class Settings:
     timeout_s: float | None = None
     sampler: str = "hybrid"
     storage: str | None = None
-    jobs: int = 1
+    jobs: int | None = None
     cluster: str | None = None
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    executor: str | None = None
     finish: str = "ptq"
     seed: int = 0
     out: Path = Path("runs")
+
+    @property
+    def executor_name(self) -> str:
+        """The executor that was asked for, or the usual one: Ray actors on a cluster, else as ``jobs`` wants it."""
+        if self.executor is not None:
+            return self.executor
+        if self.cluster is not None:
+            return "ray_actors"
+        return "inline" if self.jobs in (None, 1) else "processes"
 
     @property
     def spend(self) -> Preset:
@@ -101,7 +115,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs comparable: another value is another run folder.
 
-        Trials, timeout, jobs, cluster, budget limits and finish may change between resumptions.
+        Trials, timeout, jobs, cluster, resources, executor, budget limits and finish may change between resumptions.
         """
         keys = (
             "model",

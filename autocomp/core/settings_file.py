@@ -35,6 +35,8 @@ def to_options(settings: Settings) -> dict[str, Any]:
         "storage": settings.storage,
         "jobs": settings.jobs,
         "cluster": settings.cluster,
+        "resources": ",".join(f"{k}={v:g}" for k, v in settings.resources.items()) or None,
+        "executor": settings.executor,
         "finish": settings.finish,
         "seed": settings.seed,
         "out": str(settings.out),

@@ -42,8 +42,8 @@ class Inline:
         self._job = self._evaluate = None
 
 
-def make(factory: Factory, *, jobs: int = 1, timeout_s: float | None = None) -> Executor:
+def make(factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None) -> Executor:
     """The executor; it runs one job at a time and cannot end one early."""
-    if jobs != 1:
+    if jobs not in (None, 1):
         raise ConfigError(f"executor inline runs one job at a time, asked for {jobs}; use the executor processes")
     return Inline(factory)

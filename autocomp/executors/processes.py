@@ -208,6 +208,6 @@ def _death(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def make(factory: Factory, *, jobs: int = 1, timeout_s: float | None = None) -> Executor:
+def make(factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None) -> Executor:
     """The executor."""
-    return Processes(factory, jobs=jobs, timeout_s=timeout_s)
+    return Processes(factory, jobs=cores() if jobs is None else jobs, timeout_s=timeout_s)

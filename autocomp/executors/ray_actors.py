@@ -234,7 +234,7 @@ class _Connected(RayActors):
     def __init__(self, factory: Factory, *, jobs: int | None, timeout_s: float | None) -> None:
         self._connection = connected("auto")
         cluster: Cluster = self._connection.__enter__()
-        super().__init__(factory, jobs=jobs or cluster.cores(), timeout_s=timeout_s)
+        super().__init__(factory, jobs=cluster.cores() if jobs is None else jobs, timeout_s=timeout_s)
 
     def close(self) -> None:
         super().close()

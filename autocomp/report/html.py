@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LIMITS = {"max_latency_s": "--max-latency", "max_engine_bytes": "--max-engine-size", "max_drop": "--max-drop"}
 FLAGS = (
     *("weights", "data", "image_size", "normalize", "metric", "target", "batch_size", "space", "preset", "trials"),
-    *("sampler", "storage", "jobs", "cluster", "finish", "seed"),
+    *("sampler", "storage", "jobs", "cluster", "resources", "executor", "finish", "seed"),
 )
 """Options of ``autocomp search`` that are fields of the settings under the same name."""
 

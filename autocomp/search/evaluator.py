@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,23 +17,20 @@ from autocomp.core.compressed import CompressedModel
 from autocomp.core.executor import Job
 from autocomp.core.hardware import Placement
 from autocomp.core.outcome import Completed, Measurement, Outcome
-from autocomp.core.progress import Progress
-from autocomp.core.run_folder import RunFolder, storage_errors
-from autocomp.core.settings import Settings
+from autocomp.core.run_folder import storage_errors
 from autocomp.core.stage import Stage
 from autocomp.core.variant import Variant
-from autocomp.core.workload import Workload
 from autocomp.evaluators import artifact
 from autocomp.evaluators.latency import disturbance_notes
 from autocomp.evaluators.meter import Meter, make_meter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
 from autocomp.graph.simulate import simulated
-from autocomp.search.session import Session, open_session
+from autocomp.search.session import Session
 from autocomp.search.structured import Structured, TensorSource, unit_layers
 from autocomp.search.variants import make_variant
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.on_demand import OnDemand, Surveyed
-from autocomp.survey.stored import Survey, load_survey
+from autocomp.survey.stored import Survey
 
 FLOAT32 = Placement()
 """How the reference is written: in float32 also where a target's own float type is another."""
@@ -266,29 +262,3 @@ class Evaluator:
 
     def __call__(self, job: Job) -> Outcome:
         return self.evaluate(job.candidate, self.path_of(job.candidate))
-
-
-def reopened(
-    settings: Settings, run: RunFolder, *, workload: Workload | None = None, progress: Progress | None = None
-) -> Evaluator:
-    """What evaluates in a run that was surveyed before: in another process, or later."""
-    session = open_session(settings, run, workload=workload, progress=progress)
-    return Evaluator(session, load_survey(session.network, session.space, run.cache))
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluatorFactory:
-    """Picklable recipe for an evaluator in a worker process.
-
-    Attributes:
-        settings: the run's settings.
-        folder: the run folder; the survey is read from its cache.
-        workload: given only where the caller's own objects are searched; else loaded by its spec.
-    """
-
-    settings: Settings
-    folder: Path
-    workload: Workload | None = None
-
-    def __call__(self) -> Evaluator:
-        return reopened(self.settings, RunFolder(self.folder), workload=self.workload)

@@ -15,7 +15,7 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Workload
-from autocomp.evaluators.bench import Bench
+from autocomp.evaluators.bench import Bench, LocalBench
 from autocomp.graph.coupling import Coupling, coupled_groups
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
@@ -54,6 +54,13 @@ class Session:
     def cannot_measure(self) -> str | None:
         """Why latencies are predicted and not measured; None where they are measured."""
         return None if self.bench is not None else self.target.cannot_measure()
+
+    def device(self) -> str | None:
+        """What latencies are measured on, None where they are predicted: those of two devices are never pooled."""
+        if self.cannot_measure() is not None:
+            return None
+        facts = (self.bench or LocalBench(self.target)).facts()
+        return str(facts["versions"].get("device", facts["cpu"]["model"]))
 
 
 def open_session(

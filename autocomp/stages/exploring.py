@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from autocomp.core import plugins
-from autocomp.core.executor import Executor, Job
+from autocomp.core.executor import Executor, Factory, Job
 from autocomp.core.outcome import Completed, Failed, Outcome
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
@@ -14,12 +14,14 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.workload import Workload
 from autocomp.planner.plan import plan
 from autocomp.search.coordinator import Coordinator
-from autocomp.search.evaluator import Evaluator, EvaluatorFactory
+from autocomp.search.evaluator import Evaluator
 from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
+from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
 from autocomp.search.storage import open_storage
 from autocomp.stages.baselines import measure_baselines
+from autocomp.stages.clustering import travelling
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import float32_row, make_row
 
@@ -60,12 +62,18 @@ def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> 
 
 
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
-    """``--jobs 1``: in this process, with the evaluator that is already open; else local processes."""
+    """The executor of the settings, with what evaluates in its workers: inline it is the evaluator already open."""
     settings, run = evaluator.session.settings, evaluator.session.run
-    if settings.jobs == 1:
-        return plugins.find("autocomp.executors", "executor", "inline").make(Guarded(lambda: evaluator))  # type: ignore[no-any-return]
-    factory = Guarded(EvaluatorFactory(settings=settings, folder=run.path, workload=workload))
-    return plugins.find("autocomp.executors", "executor", "processes").make(factory, jobs=settings.jobs)  # type: ignore[no-any-return]
+    name = settings.executor_name
+    factory: Factory
+    if name == "inline":
+        factory = lambda: evaluator  # noqa: E731
+    elif settings.cluster is not None:
+        factory = travelling(evaluator)
+    else:
+        factory = EvaluatorFactory(settings=settings, folder=run.path, workload=workload)
+    make = plugins.find("autocomp.executors", "executor", name).make
+    return make(Guarded(factory), jobs=settings.jobs)  # type: ignore[no-any-return]
 
 
 def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress) -> Explored:
@@ -103,7 +111,7 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
             sampler=make_sampler(settings.sampler, context),
             storage=storage,
             study_name=f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}",
-            identity={**settings.identity(), "fingerprint": session.workload.fingerprint},
+            identity={**settings.identity(), "fingerprint": session.workload.fingerprint, "device": session.device()},
             budget_trials=0,
             constraints=constraints,
             objectives=objectives,

@@ -16,7 +16,8 @@ from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.errors import ConfigError, UnsupportedError
-from autocomp.search.evaluator import Evaluator, reopened
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of
 from autocomp.stages.verifying import read_row
 

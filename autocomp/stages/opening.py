@@ -20,6 +20,7 @@ from autocomp.core.steps import STRUCTURE_AXES, Choice, StepConfig
 from autocomp.core.workload import Workload
 from autocomp.environment import environment
 from autocomp.errors import CorruptFileError, UnsupportedError
+from autocomp.evaluators.bench import Bench
 from autocomp.evaluators.meter import make_meter
 from autocomp.search.session import Session, open_session
 from autocomp.stages.limits import unreachable_budget
@@ -54,13 +55,17 @@ def summary_of(run: RunFolder) -> RunSummary:
     return RunSummary.from_json(json.loads(run.summary.read_text()))
 
 
+_WHERE_IT_RUNS = ("jobs", "cluster", "resources", "executor", "out")
+"""Settings that change nothing in what is found."""
+
+
 def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
     """The summary of an earlier run with exactly these settings, or None."""
     if not run.summary.is_file():
         return None
     summary = summary_of(run)
-    asked = {k: v for k, v in settings.to_json().items() if k not in ("jobs", "out")}
-    made = {k: v for k, v in summary.settings.items() if k not in ("jobs", "out")}
+    asked = {k: v for k, v in settings.to_json().items() if k not in _WHERE_IT_RUNS}
+    made = {k: v for k, v in summary.settings.items() if k not in _WHERE_IT_RUNS}
     if json.loads(json.dumps(asked)) != made:
         return None
     files = [r.file for r in (summary.best, *summary.pareto) if r is not None and r.file]
@@ -79,9 +84,11 @@ def resolve_budget(settings: Settings, float32_bytes: int, progress: Progress) -
     return settings
 
 
-def open_run(settings: Settings, run: RunFolder, workload: Workload | None, progress: Progress) -> Session:
+def open_run(
+    settings: Settings, run: RunFolder, workload: Workload | None, progress: Progress, bench: Bench | None = None
+) -> Session:
     """Workload, network, target and space of the run; its settings and environment are written down."""
-    session = open_session(settings, run, workload=workload, progress=progress)
+    session = open_session(settings, run, workload=workload, progress=progress, bench=bench)
     settings = resolve_budget(settings, session.workload.float32_bytes(), progress)
     session = dataclasses.replace(session, settings=settings)
     run.check_identity({**settings.identity(), "fingerprint": session.workload.fingerprint})

@@ -16,8 +16,10 @@ from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
 from autocomp.evaluators.artifact import read_compressed
+from autocomp.evaluators.bench import Bench
 from autocomp.evaluators.statistics import ratio_ci
-from autocomp.search.evaluator import Evaluator, reopened
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of
 
 TIMING_SLACK = 1.25
@@ -67,7 +69,7 @@ def verify_file(path: Path, progress: Progress) -> list[Check]:
     ]
 
 
-def verify_run(run: RunFolder, summary: RunSummary, progress: Progress) -> list[Check]:
+def verify_run(run: RunFolder, summary: RunSummary, progress: Progress, bench: Bench | None = None) -> list[Check]:
     """Every claim of the summary that can be measured again: sizes, scores, latency, bit-exact tensors.
 
     Scores must agree to 1e-6 (same machine, same kernels) or within one sample in a thousand on another CPU;
@@ -77,7 +79,7 @@ def verify_run(run: RunFolder, summary: RunSummary, progress: Progress) -> list[
     if summary.best is not None and summary.best.file:
         rows[summary.best.file] = summary.best
     progress.stage("verify", total=len(rows) + 1)
-    evaluator = reopened(settings_of(run), run, progress=progress)
+    evaluator = reopened(settings_of(run), run, progress=progress, bench=bench)
     session = evaluator.session
     checks: list[Check] = []
     measured = evaluator.reference.outputs

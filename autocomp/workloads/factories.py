@@ -15,6 +15,8 @@ from typing import Any
 
 from autocomp.errors import AutocompError, ConfigError, DataError, UnknownNameError
 
+_USER = "autocomp_user_"
+
 
 def is_factory(spec: str) -> bool:
     """Whether ``spec`` looks like ``package.module:name`` or ``path/file.py:name``."""
@@ -75,13 +77,18 @@ def user_code(failure: str) -> Iterator[None]:
         raise DataError(f"{failure}: {type(error).__name__}: {text}") from error
 
 
+def loaded_from_files() -> list[ModuleType]:
+    """Modules of ``path/file.py:name``: no other process can import them by name."""
+    return [module for name, module in sys.modules.items() if name.startswith(_USER)]
+
+
 def _from_file(path_text: str, spec: str, what: str) -> ModuleType:
     path = Path(path_text).expanduser()
     if not path.is_file():
         raise ConfigError(f"{what} {spec}: there is no file {path}")
     path = path.resolve()
     mark = hashlib.sha256(f"{path}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    name = f"autocomp_user_{mark}"
+    name = f"{_USER}{mark}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
