@@ -53,7 +53,9 @@ Factory = Callable[[], Evaluate]
 
 
 class Executor(Protocol):
-    """One module in ``autocomp/executors`` exposes ``make(factory, *, jobs, timeout_s) -> Executor``.
+    """One module in ``autocomp/executors`` exposes ``make(factory, *, jobs, timeout_s, scratch) -> Executor``.
+
+    ``scratch`` is a folder that all workers see, for what an executor itself has to keep.
 
     Contract (``autocomp.testing.executor_contract``): every submitted job ends in exactly one event,
     even when its worker dies; close() leaves no process behind and may be called twice.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from autocomp.core.executor import Evaluate, Event, Executor, Factory, Job
 from autocomp.errors import ConfigError
 
@@ -42,7 +44,9 @@ class Inline:
         self._job = self._evaluate = None
 
 
-def make(factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None) -> Executor:
+def make(
+    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+) -> Executor:
     """The executor; it runs one job at a time and cannot end one early."""
     if jobs not in (None, 1):
         raise ConfigError(f"executor inline runs one job at a time, asked for {jobs}; use the executor processes")

@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 
 from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Job
 from autocomp.core.outcome import Failed, Outcome
@@ -208,6 +209,8 @@ def _death(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def make(factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None) -> Executor:
+def make(
+    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+) -> Executor:
     """The executor."""
     return Processes(factory, jobs=cores() if jobs is None else jobs, timeout_s=timeout_s)

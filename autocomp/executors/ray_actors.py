@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions, Whereabouts, feel_pulse, start
@@ -241,7 +242,9 @@ class _Connected(RayActors):
         self._connection.__exit__(None, None, None)
 
 
-def make(factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None) -> Executor:
+def make(
+    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+) -> Executor:
     """The executor on the connected cluster (``autocomp.cluster.connection``).
 
     Args:

@@ -73,7 +73,7 @@ def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
     else:
         factory = EvaluatorFactory(settings=settings, folder=run.path, workload=workload)
     make = plugins.find("autocomp.executors", "executor", name).make
-    return make(Guarded(factory), jobs=settings.jobs)  # type: ignore[no-any-return]
+    return make(Guarded(factory), jobs=settings.jobs, scratch=run.cache)  # type: ignore[no-any-return]
 
 
 def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress) -> Explored:

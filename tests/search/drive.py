@@ -1,6 +1,6 @@
 """Drives a study with a fake evaluator: what the kill tests start and kill.
 
-Usage: drive.py FOLDER SAMPLER TRIALS JOBS SLEEP_S. Exit codes: 0 finished, 2 refused, 130 interrupted.
+Usage: drive.py FOLDER SAMPLER TRIALS JOBS SLEEP_S [EXECUTOR]. Exit codes: 0 finished, 2 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autocomp.search.job import Guarded
 from autocomp.testing.study_fakes import FakeFactory, fake_space, within_budget
 
 
-def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float) -> None:
+def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float, executor_name: str = "") -> None:
     """Run the study in ``folder`` to its end; every evaluation is logged before it starts."""
     # Workers import this file too: they need none of these.
     from autocomp.search.coordinator import Coordinator
@@ -24,7 +24,7 @@ def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float) ->
 
     context = SamplerContext(space=fake_space(5), seed=3)
     factory = Guarded(FakeFactory(units=5, sleep_s=sleep_s, log=folder / "starts.log"))
-    name = "inline" if jobs == 1 else "processes"
+    name = executor_name or ("inline" if jobs == 1 else "processes")
     with open_storage(folder / "study.journal") as storage:
         coordinator = Coordinator(
             space=context.space,
@@ -44,7 +44,7 @@ def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float) ->
 
 if __name__ == "__main__":
     try:
-        drive(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+        drive(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), *sys.argv[6:])
     except AutocompError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
