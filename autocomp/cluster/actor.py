@@ -49,8 +49,8 @@ class Actor:
     """What runs on the node.
 
     Args:
-        make: a list of one reference to a callable without arguments that makes the object. In a list, so that it is
-            fetched when it is needed, where a failure can be told.
+        make: a list of one callable without arguments that makes the object, or of a reference to it. In a list, so
+            that a reference is fetched when it is needed, where a failure can be told.
         threads: for numeric libraries in this process.
     """
 
@@ -73,8 +73,7 @@ class Actor:
         if trouble is not None:
             return trouble
         try:
-            fetched = [ray().get(a) if isinstance(a, ray().ObjectRef) else a for a in arguments]
-            return getattr(self._object, method)(*fetched)
+            return getattr(self._object, method)(*map(_fetched, arguments))
         except Exception as error:  # noqa: BLE001  the edge of the process: it is raised again in the caller's
             return Told.of(error)
 
@@ -86,7 +85,7 @@ class Actor:
         if self._object is None:
             limit_threads(self._threads)
             try:
-                self._object = ray().get(self._make[0])()
+                self._object = _fetched(self._make[0])()
             except Exception as error:  # noqa: BLE001  as above
                 return Told.of(error)
             limit_threads(self._threads)
@@ -104,7 +103,8 @@ def start(
     """A handle to a new :class:`Actor`.
 
     Args:
-        make: reference to the callable, as ``ray.put`` returned it; whoever holds it keeps it alive.
+        make: a picklable callable; or a reference to one, as ``ray.put`` returns it, which its holder keeps alive and
+            which goes to each node once.
         threads: see :class:`Actor`.
         resources: what it takes ("CPU", "GPU", labels); default one CPU.
         node: id of the node it has to be on, or None for any.
@@ -123,6 +123,10 @@ def start(
         strategies = ray().util.scheduling_strategies
         options["scheduling_strategy"] = strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
     return ray().remote(**options)(Actor).remote([make], threads)
+
+
+def _fetched(value: Any) -> Any:
+    return ray().get(value) if isinstance(value, ray().ObjectRef) else value
 
 
 def feel_pulse(actor: Any) -> Any:

@@ -25,11 +25,10 @@ class Remote:
         actors: handles.
         what: for messages ("the timing process of rtx-4090").
         silence_s: see :data:`SILENCE_S`.
-        made_from: reference that the actors are made from, again after a death: held by the program that started them.
     """
 
-    def __init__(self, actors: tuple[Any, ...], what: str, silence_s: float = SILENCE_S, made_from: Any = None) -> None:
-        self._actors, self._what, self._silence_s, self._made_from = actors, what, silence_s, made_from
+    def __init__(self, actors: tuple[Any, ...], what: str, silence_s: float = SILENCE_S) -> None:
+        self._actors, self._what, self._silence_s = actors, what, silence_s
         self._turn = itertools.count(os.getpid())
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -65,7 +65,7 @@ def _bench(
         ConfigError: the devices differ.
         UnsupportedError: a device cannot be used.
     """
-    make = ray().put(HostedBenchFactory(profile=profile))
+    make = HostedBenchFactory(profile=profile)
     actors = [start(make, resources=resources, node=node.id, restarts=-1) for node in places]
     opening = {actor: actor.open.remote(Versions()) for actor in actors}
     waiting = list(opening.values())
@@ -86,7 +86,7 @@ def _bench(
             f"--resources: the nodes have different devices ({places[0].address}: {kind_of(facts[0])}; "
             f"{places[differs].address}: {kind_of(facts[differs])}); a search measures on one kind: label them apart"
         )
-    return RemoteBench(Remote(tuple(actors), f"the timing process of {profile.name}", made_from=make), facts[0])
+    return RemoteBench(Remote(tuple(actors), f"the timing process of {profile.name}"), facts[0])
 
 
 def travelling(evaluator: Evaluator) -> EvaluatorFactory:
