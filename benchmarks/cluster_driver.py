@@ -52,8 +52,11 @@ class Factory:
         def evaluate(job: Job) -> Outcome:
             with (self.folder / "starts.log").open("a") as log:
                 log.write(f"{job.number} {job.attempt}\n")
+            began = time.time()
             time.sleep(self.sleep_s)
             self.timer.call("time", job.number)
+            with (self.folder / "spans.log").open("a") as log:
+                log.write(f"{began} {time.time()}\n")
             return fake_outcome(job.candidate, space)
 
         return evaluate

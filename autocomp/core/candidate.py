@@ -45,7 +45,7 @@ class Candidate(Mapping[str, Choice]):
     @cached_property
     def id(self) -> str:
         """First 16 hex digits of SHA-256 of the canonical JSON."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        text = "{" + ",".join(f"{json.dumps(u)}:{c.key()}" for u, c in self._choices.items()) + "}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def replace(self, changes: Mapping[str, Choice]) -> Candidate:
@@ -54,6 +54,10 @@ class Candidate(Mapping[str, Choice]):
 
     def structure(self) -> Candidate:
         """The part that changes the network itself: candidates with equal parts share their layers."""
+        return self._structure
+
+    @cached_property
+    def _structure(self) -> Candidate:
         return Candidate({u: c.structure() for u, c in self._choices.items()})
 
     def techniques(self) -> list[str]:

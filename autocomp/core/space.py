@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -95,27 +96,50 @@ class SearchSpace:
         Steps that are illegal together with the others fall away, so several points may give one candidate.
         """
         choices = {}
-        for unit in self.units.values():
-            steps = []
-            for axis, options in unit.axes.items():
-                option = options[int(params.get(f"{unit.name}:{axis}", 0))]
-                if option is not None:
-                    steps.append(option)
-            choices[unit.name] = Choice(tuple(steps))
+        for unit, axes in self._axes.items():
+            indices = tuple(int(params.get(name, 0)) for name, _ in axes)
+            if (unit, indices) not in self._decoded:
+                steps = (options[index] for index, (_, options) in zip(indices, axes, strict=True))
+                self._decoded[unit, indices] = Choice(tuple(step for step in steps if step is not None))
+            choices[unit] = self._decoded[unit, indices]
         candidate = Candidate(choices)
         return candidate if self.rules is None else self.rules.legal(candidate)
 
     def encode(self, candidate: Candidate) -> dict[str, int]:
         """Inverse of :meth:`decode`; ``ValueError`` where the candidate is outside the space."""
-        params = {}
+        params: dict[str, int] = {}
         for unit in self.units.values():
-            for axis, options in unit.axes.items():
-                option = candidate[unit.name].get(axis)
-                if option not in options:
-                    raise ValueError(f"{unit.name}: {axis} option not in space {self.name}")
-                if len(options) > 1:
-                    params[f"{unit.name}:{axis}"] = options.index(option)
+            choice = candidate[unit.name]
+            known = (unit.name, choice.key())
+            if known not in self._encoded:
+                self._encoded[known] = self._indices(unit, choice)
+            params |= self._encoded[known]
         return params
+
+    def _indices(self, unit: Unit, choice: Choice) -> dict[str, int]:
+        found = {}
+        for axis, options in unit.axes.items():
+            option = choice.get(axis)
+            if option not in options:
+                raise ValueError(f"{unit.name}: {axis} option not in space {self.name}")
+            if len(options) > 1:
+                found[f"{unit.name}:{axis}"] = options.index(option)
+        return found
+
+    # samplers ask the same few thousand times a suggestion
+
+    @functools.cached_property
+    def _axes(self) -> dict[str, list[tuple[str, tuple[StepConfig | None, ...]]]]:
+        """Unit → its parameters' names and options."""
+        return {u.name: [(f"{u.name}:{a}", o) for a, o in u.axes.items()] for u in self.units.values()}
+
+    @functools.cached_property
+    def _decoded(self) -> dict[tuple[str, tuple[int, ...]], Choice]:
+        return {}
+
+    @functools.cached_property
+    def _encoded(self) -> dict[tuple[str, str], dict[str, int]]:
+        return {}
 
     def __contains__(self, candidate: object) -> bool:
         if not isinstance(candidate, Candidate) or not set(candidate) <= set(self.units):

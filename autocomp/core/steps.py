@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import pkgutil
@@ -96,11 +97,14 @@ class Choice:
 
     def only(self, *axes: str) -> Choice:
         """The part of this choice that lies on ``axes``."""
-        return Choice(tuple(s for s in self.steps if s.axis in axes))
+        return self._kept(tuple(s for s in self.steps if s.axis in axes))
 
     def without(self, *axes: str) -> Choice:
         """The part of this choice that does not lie on ``axes``."""
-        return Choice(tuple(s for s in self.steps if s.axis not in axes))
+        return self._kept(tuple(s for s in self.steps if s.axis not in axes))
+
+    def _kept(self, steps: tuple[StepConfig, ...]) -> Choice:
+        return self if len(steps) == len(self.steps) else Choice(steps)
 
     def structure(self) -> Choice:
         """The part that changes the network itself."""
@@ -127,6 +131,10 @@ class Choice:
 
     def key(self) -> str:
         """Canonical text: equal choices have equal keys, on every machine."""
+        return self._key
+
+    @functools.cached_property
+    def _key(self) -> str:
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
 
 

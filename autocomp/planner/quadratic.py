@@ -108,7 +108,8 @@ class Surrogate:
         merged: dict[str, Choice] = {}
         for v, (unit, _) in enumerate(self.variables):
             part = self.choices[v][int(items[v] - self.first[v])]
-            merged[unit] = Choice((*merged.get(unit, FLOAT).steps, *part.steps))
+            known = merged.get(unit, FLOAT)
+            merged[unit] = part if known == FLOAT else Choice((*known.steps, *part.steps))
         return Candidate(merged)
 
     def loss(self, items: IntArray) -> float:

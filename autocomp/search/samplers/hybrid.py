@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.core.candidate import Candidate
@@ -29,6 +28,7 @@ from autocomp.planner.structures import structure_moves
 from autocomp.search.front import pareto_mask
 from autocomp.search.records import CANDIDATE
 from autocomp.search.sampler import Sampler, SamplerContext, derived_seed, next_start, tried_ids, untried_near
+from autocomp.search.samplers import tpe
 from autocomp.search.samplers._optuna import draw
 from autocomp.search.samplers._residual import fit_residual
 
@@ -39,6 +39,8 @@ _BASES = 4
 """So many of the best rows are tried as a base before giving up on neighbours."""
 _GREED = 0.5
 """Chance that the best row is the base, then the next, ... (geometric)."""
+_ROWS_UNIVARIATE = 100
+"""Beyond, TPE has one density for all parameters: one for each costs more than all else together."""
 _SIMILAR = 3.0
 """The residual is learnt on rows whose predicted loss is within this factor of the base's."""
 
@@ -106,16 +108,16 @@ class HybridSampler:
             return context.space.encode(start)
         rng = np.random.default_rng(derived_seed(context.seed, number))
         rows = self._rows(study)
-        near, across, tpe = self._near_budget, self._across_sizes, self._optuna
+        near, across, drawn = self._near_budget, self._across_sizes, self._optuna
         orders: tuple[tuple[Callable[..., Candidate | None], ...], ...] = (
             (near, across),
             (across, near),
             (self._restructured, near, across),
-            (tpe, near),
+            (drawn, near),
             (near, across),
             (across, near),
             (near, across),
-            (tpe, near),
+            (drawn, near),
         )
         for source in orders[number % len(orders)] if rows.candidates else (self._optuna,):
             candidate = source(study, number, rows, tried, rng)
@@ -205,7 +207,9 @@ class HybridSampler:
     ) -> Candidate | None:
         """TPE's draw, each parameter at most one step from the best row: the full range never comes near it."""
         space = self._context.space
-        params = draw(TPESampler(seed=derived_seed(self._context.seed, number, "tpe")), study, number, space)
+        params = draw(
+            tpe.build(derived_seed(self._context.seed, number, "tpe"), study, _ROWS_UNIVARIATE), study, number, space
+        )
         if rows.candidates:
             base = space.encode(rows.candidates[rows.best_first()[0]])
             # a structure costs seconds to realise and is not changed in many places at once

@@ -12,13 +12,13 @@ from autocomp.search.samplers._optuna import OptunaSampler
 if TYPE_CHECKING:
     from optuna.study import Study
 
-_ROWS_UNIVARIATE = 500
+ROWS_UNIVARIATE = 500
 """Beyond, one density for all parameters: the cost of one for each grows to seconds a suggestion."""
 
 
-def build(seed: int, study: Study) -> BaseSampler:
+def build(seed: int, study: Study, rows_univariate: int = ROWS_UNIVARIATE) -> BaseSampler:
     """Optuna's TPE for this many rows."""
-    many = len(study.get_trials(deepcopy=False)) > _ROWS_UNIVARIATE
+    many = len(study.get_trials(deepcopy=False)) > rows_univariate
     return TPESampler(seed=seed, multivariate=True) if many else TPESampler(seed=seed)
 
 
