@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import save
+from common import RESULTS, save
 
 TRIALS, WORKERS, SLEEP_S, SILENCE_S = 16, 3, 0.2, 4.0
 DEADLINE_S = 300.0
-SET_STATE = 6  # Optuna's journal operation
+SET_STATE, FAIL = 6, 3  # Optuna's journal operation and state
 DRIVER = Path(__file__).with_name("cluster_driver.py")
 
 
@@ -235,6 +235,7 @@ def one(fault: str, nodes: Nodes, seed: int) -> dict[str, Any]:
             "exit_code": code,
             "lost": sum(after.get(n) != outcome for n, outcome in before.items()),
             "finished": len(ended),
+            "failed": sum(x["op_code"] == SET_STATE and x["state"] == FAIL for x in run.journal()),
             "twice": sum(n > 1 for n in ended.values()),
             "left_processes": left,
             "evaluations_begun": len((folder / "starts.log").read_text().splitlines()),
@@ -255,7 +256,7 @@ def wait_until_gone() -> int:
 
 def holds(row: dict[str, Any]) -> bool:
     good = row["exit_code"] == 0 and row["finished"] == TRIALS
-    return good and not row["lost"] and not row["twice"] and not row["left_processes"]
+    return good and not row["failed"] and not row["lost"] and not row["twice"] and not row["left_processes"]
 
 
 def main() -> None:
@@ -265,8 +266,10 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     nodes = Nodes()
-    rows: list[dict[str, Any]] = []
+    file = RESULTS / "cluster_faults.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
     for fault in given.faults or FAULTS:
+        rows = [r for r in rows if r["fault"] != fault]
         for seed in range(given.runs):
             rows.append(one(fault, nodes, seed))
             print(json.dumps(rows[-1]), flush=True)

@@ -24,5 +24,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def cluster() -> Iterator[Cluster]:
     """A Ray cluster of one node with two CPUs: slow to start, so there is one."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'autocomp[ray]'")
+    os.environ["RAY_ADDRESS"] = "local"  # never one that happens to run on this machine
     with connected("auto", cores=2) as found:
         yield found

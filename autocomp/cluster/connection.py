@@ -109,7 +109,7 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[Cluster]:
 
     Args:
         address: "host:port", "ray://host:port", or "auto": the running cluster that RAY_ADDRESS or this machine's Ray
-            knows of, else a local one.
+            knows of, else a local one (always with RAY_ADDRESS=local).
         cores: CPUs of a local one; None: those of this machine.
 
     Raises:
@@ -131,8 +131,10 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[Cluster]:
 
 def running() -> str | None:
     """Address of the running cluster that this machine knows of, None where there is none."""
-    named = os.environ.get("RAY_ADDRESS")
-    if named not in (None, "", AUTO, "local"):
+    named = os.environ.get("RAY_ADDRESS", AUTO)
+    if named == "local":
+        return None
+    if named not in ("", AUTO):
         return named
     from ray._private.services import canonicalize_bootstrap_address
 

@@ -15,7 +15,8 @@ from autocomp.errors import UnsupportedError
 
 SILENCE_S = 60.0
 """A process that gives no pulse for so long is stopped or gone, and is killed."""
-_RESTART_S = 2.0
+RESTART_S = 300.0
+"""So long a process that died is waited for: the one that Ray starts in its place loads its libraries first."""
 
 
 class Remote:
@@ -42,17 +43,28 @@ class Remote:
             UnsupportedError: the actor died whenever it was called (``failure`` "died").
         """
         actor = self._actors[next(self._turn) % len(self._actors)]
-        for attempt in range(ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 found = self._answer(actor, actor.call.remote(method, arguments))
             except ray().exceptions.RayActorError:
-                if attempt + 1 < ATTEMPTS:
-                    time.sleep(_RESTART_S)
+                self._await_restart(actor)
                 continue
             if isinstance(found, Told):
                 raise found.error(f"{self._what} cannot {method}")
             return found
         raise UnsupportedError(f"{self._what} died {ATTEMPTS} times in a row in {method}", failure="died")
+
+    @staticmethod
+    def _await_restart(actor: Any) -> None:
+        """Until the actor that Ray starts again answers, or for :data:`RESTART_S`."""
+        until = time.monotonic() + RESTART_S
+        while time.monotonic() < until:
+            try:
+                if ray().wait([pulse := feel_pulse(actor)], timeout=until - time.monotonic())[0]:
+                    ray().get(pulse)
+                    return
+            except ray().exceptions.RayActorError:
+                time.sleep(0.2)
 
     def _answer(self, actor: Any, result: Any) -> Any:
         """What ``result`` resolves to; an actor that froze is killed, which Ray then reports like any death."""
