@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,10 @@ class Stage:
         for key, value in self.facts.items():
             if key == "best" and value is not None:
                 out.append(f"best {value}")
+            elif key == "failures" and isinstance(value, Mapping):
+                if value:
+                    kinds = ", ".join(f"{count} {kind}" for kind, count in value.items())
+                    out.append(f"{sum(value.values())} failed ({kinds})")
             elif key in FACTS and value:
                 out.append(f"{value} {FACTS[key]}")
             elif key not in FACTS and (verbose or not isinstance(value, dict | list | tuple)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from autocomp.core import plugins
 from autocomp.core.executor import Executor, Factory, Job
@@ -19,6 +21,7 @@ from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
 from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
+from autocomp.search.session import Session
 from autocomp.search.storage import open_storage
 from autocomp.stages.baselines import measure_baselines
 from autocomp.stages.clustering import travelling
@@ -59,6 +62,23 @@ def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> 
         return int(known["started_at"]) + trials
     run.write_json(file, {"limits": mine, "started_at": finished})
     return finished + trials
+
+
+def identity(session: Session) -> dict[str, Any]:
+    """What makes the rows of two studies comparable."""
+    return {
+        **session.settings.identity(),
+        "fingerprint": session.workload.fingerprint,
+        "device": session.device(),
+    }
+
+
+def study_name(session: Session) -> str:
+    """Name of the study; a storage by URL may hold those of other settings as well, so it tells them apart there."""
+    name = f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}"
+    if session.settings.storage is None:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(identity(session), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
@@ -104,14 +124,17 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
 
     timed = float32.latency_ms is not None  # else some rows have a latency and others none
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
-    location = settings.storage or session.run.journal
-    with open_storage(location, lock=session.run.cache / "study.lock") as storage:
+    location, lock = settings.storage or session.run.journal, session.run.cache / "study.lock"
+    name = study_name(session)
+    with open_storage(location, study=name, lock=lock, say=progress.note) as storage:
+        if session.run.fresh:
+            storage.forget(name)
         coordinator = Coordinator(
             space=session.space,
             sampler=make_sampler(settings.sampler, context),
             storage=storage,
-            study_name=f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}",
-            identity={**settings.identity(), "fingerprint": session.workload.fingerprint, "device": session.device()},
+            study_name=name,
+            identity=identity(session),
             budget_trials=0,
             constraints=constraints,
             objectives=objectives,

@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileOpenLock
 
+from autocomp.core.owner import Owner
 from autocomp.errors import ConfigError, CorruptFileError, StorageError
 from autocomp.search._optuna_private import JournalLock
-from autocomp.search.storage import OwnerLock, durable, open_storage, repair_journal
+from autocomp.search.durable import durable
+from autocomp.search.journal import repair_journal
+from autocomp.search.storage import open_storage
 
 
 def make_study(path: Path, rows: int = 3) -> None:
@@ -94,7 +97,7 @@ def test_corrupt_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"study\.journal: line 2 is no record") as caught:
         open_storage(path)
     assert "\n" not in str(caught.value)
-    OwnerLock(tmp_path / "study.pid").release()  # a failed opening holds nothing
+    Owner(tmp_path / "study.pid").release()  # a failed opening holds nothing
 
 
 def test_second_owner_is_refused_until_the_first_ends(tmp_path: Path) -> None:
@@ -115,14 +118,14 @@ def test_right_is_freed_by_a_kill(tmp_path: Path) -> None:
     process.start()
     assert held.wait(60)
     with pytest.raises(StorageError, match=f"process {process.pid} is driving"):
-        OwnerLock(tmp_path / "study.pid")
+        Owner(tmp_path / "study.pid")
     process.kill()
     process.join()
-    OwnerLock(tmp_path / "study.pid").release()
+    Owner(tmp_path / "study.pid").release()
 
 
 def _hold(path: Path, held: object) -> None:
-    lock = OwnerLock(path)
+    lock = Owner(path)
     held.set()  # type: ignore[attr-defined]
     multiprocessing.Event().wait()
     lock.release()
