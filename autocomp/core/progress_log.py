@@ -82,7 +82,10 @@ class ProgressLog:
         self._lock = threading.RLock()
         self._something, self._closing = threading.Event(), threading.Event()
         self._file: IO[bytes] | None = None
-        self._write_whole()
+        try:
+            self._write_whole()
+        except OSError as error:
+            self._give_up(error)
         self._thread = threading.Thread(target=self._write_on, name="autocomp-progress", daemon=True)
         self._thread.start()
 
@@ -143,19 +146,18 @@ class ProgressLog:
 
     def _write(self) -> None:
         with self._lock:
-            records, self._unsaid = self._unsaid, []
-        if self._file is None or not records:
+            data, self._unsaid = _lines(self._unsaid), []
+        if self._file is None or not data:
             return
         try:
-            self._file.write(_lines(records))
-            os.fsync(self._file.fileno())  # so that other machines see it
-            size = self._file.tell()
+            if self._file.tell() + len(data) > LIMIT_BYTES:
+                self._file.close()
+                self._write_whole()
+            else:
+                self._file.write(data)
+                os.fsync(self._file.fileno())  # so that other machines see it
         except OSError as error:
             self._give_up(error)
-            return
-        if size > LIMIT_BYTES:
-            self._file.close()
-            self._write_whole()
 
     def _write_whole(self) -> None:
         """Replace the file by what is known now, and keep it open for more."""
@@ -164,14 +166,14 @@ class ProgressLog:
             known = [*self._stages, *self._notes, *([] if self._steps is None else [self._steps])]
             known.sort(key=lambda record: float(record["at_s"]))
             ends = [] if self._end is None else [self._end]
-        try:
-            write_atomic(self._path, _lines([self._start, *known, *ends]))
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            self._give_up(error)
+        write_atomic(self._path, _lines([self._start, *known, *ends]))
+        self._file = self._path.open("ab", buffering=0)
 
     def _give_up(self, error: OSError) -> None:
-        self._file = None
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
         self._inner.note(f"{self._path}: {error.strerror}; `autocomp watch` sees nothing further of this run")
 
 
@@ -202,6 +204,8 @@ def read_progress(path: Path) -> list[Record]:
                 "writes the file anew"
             ) from None
         records.append(record)
+    if not records:
+        raise CorruptFileError(f"{path} is empty; run the search command again, which writes the file anew")
     return records
 
 
@@ -224,7 +228,8 @@ def _lines(records: Sequence[Record]) -> bytes:
 
 
 def _command() -> str:
-    """What starts this process again, for people: passwords are hidden."""
+    """What goes on with this run, for people: passwords are hidden, and it does not start over."""
     program = Path(sys.argv[0]).name
     words = ["autocomp"] if program in ("autocomp", "__main__.py") else ["python", sys.argv[0]]
-    return without_password(shlex.join([*words, *sys.argv[1:]]))
+    words += [without_password(word) for word in sys.argv[1:] if word != "--fresh"]
+    return shlex.join(words)

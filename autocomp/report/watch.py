@@ -13,7 +13,7 @@ from autocomp.core.progress_log import Record, read_progress
 from autocomp.core.run_folder import RunFolder
 from autocomp.errors import StorageError
 from autocomp.report import live
-from autocomp.report.board import Board, Stage, line
+from autocomp.report.board import FACTS, Board, Stage, line, spoken
 
 EVERY_S = 1.0
 """How often a run is looked at."""
@@ -64,10 +64,10 @@ class View:
             "done": None if stage is None else stage.done,
             "total": None if stage is None else stage.total,
             "left_s": None if running is None else running.left_s(now),
-            "failures": {},
-            "front": None,
-            "best": None,
-            **self.facts,
+            "failures": self.facts.get("failures", {}),
+            "front": self.facts.get("front"),
+            "best": self.facts.get("best"),
+            "facts": self.facts,
             "jobs": self.start["jobs"],
             "cluster": self.start["cluster"],
             "host": self.start["host"],
@@ -161,7 +161,9 @@ def verdict(seen: View) -> str:
     if seen.state == "running":
         return f"running: {doing}"
     if seen.state == "finished":
-        return f"finished: {seen.run / 'report.html'}" if (seen.run / "report.html").is_file() else "finished"
+        found = spoken({key: seen.facts.get(key) for key in FACTS})
+        page = seen.run / "report.html"
+        return f"finished: {', '.join([*found, str(page)] if page.is_file() else found)}"
     if seen.state == "failed":
         return f"failed in {doing}; {seen.text}"
     ended = "interrupted" if seen.state == "interrupted" else "killed: the driving process is gone"
