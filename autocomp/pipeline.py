@@ -15,7 +15,7 @@ from autocomp.report.live import SEARCH_STAGES
 from autocomp.stages import exporting, opening, verifying
 from autocomp.stages.clock import Clock
 from autocomp.stages.clustering import joined
-from autocomp.stages.exploring import explore
+from autocomp.stages.exploring import explore, open_study
 from autocomp.stages.recovering import recover
 from autocomp.stages.surveying import survey_session
 from autocomp.stages.wrapping import wrap_up
@@ -47,6 +47,7 @@ def search(
             with clock("load"):
                 session = opening.open_run(settings, run, workload, progress, bench)
                 opening.check_reachable(session)
+                open_study(session, progress).close()  # what is wrong with it is said now, not after the survey
             with clock("survey"):
                 evaluator = survey_session(session, progress)
             with clock("search"):

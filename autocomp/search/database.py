@@ -84,8 +84,12 @@ class Database:
             lock = self.file.with_name(name)
         return None if lock is None else Owner(lock, where=self.where, say=say)
 
-    def connect(self) -> RDBStorage:
-        """The storage; its tables are made when missing."""
+    def connect(self, *, writes: bool) -> RDBStorage:
+        """The storage; its tables are made when missing.
+
+        Args:
+            writes: False for those who only look: they keep no writer waiting.
+        """
         options: dict[str, Any] = {"connect_args": self._options}
         if self.kind != "sqlite":
             options["pool_pre_ping"] = True
@@ -95,7 +99,7 @@ class Database:
                 storage = RDBStorage(url, engine_kwargs=options)
             except DBAPIError:  # another search may have made the tables between our look and our attempt
                 storage = RDBStorage(url, engine_kwargs=options)
-        if self.kind == "sqlite":
+        if self.kind == "sqlite" and writes:
             _tune_sqlite(storage.engine)
         return storage
 

@@ -130,7 +130,8 @@ def open_storage(
         found = database.Database(location)
         owner = found.own(study, lock, say) if exclusive else None
         with _released_on_error(owner), durable(found.where, *database.ERRORS):
-            return StudyStorage(found.connect(), found.where, owner, file=found.file, errors=database.ERRORS)
+            storage = found.connect(writes=exclusive)
+            return StudyStorage(storage, found.where, owner, file=found.file, errors=database.ERRORS)
     if isinstance(location, str) and location.startswith(journal.SCHEME):
         path, lock = journal.path_of(location), None
     else:

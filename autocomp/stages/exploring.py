@@ -22,7 +22,7 @@ from autocomp.search.loop import SearchStats, run_search
 from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
 from autocomp.search.session import Session
-from autocomp.search.storage import open_storage
+from autocomp.search.storage import StudyStorage, open_storage
 from autocomp.stages.baselines import measure_baselines
 from autocomp.stages.clustering import travelling
 from autocomp.stages.limits import Limits
@@ -81,6 +81,13 @@ def study_name(session: Session) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(identity(session), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
+def open_study(session: Session, progress: Progress) -> StudyStorage:
+    """Where the study is kept, with the exclusive right to drive it; refused where another process has that."""
+    run = session.run
+    location, lock = session.settings.storage or run.journal, run.cache / "study.lock"
+    return open_storage(location, study=study_name(session), lock=lock, say=progress.note)
+
+
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
     """The executor of the settings, with what evaluates in its workers: inline it is the evaluator already open."""
     settings, run = evaluator.session.settings, evaluator.session.run
@@ -124,9 +131,8 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
 
     timed = float32.latency_ms is not None  # else some rows have a latency and others none
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
-    location, lock = settings.storage or session.run.journal, session.run.cache / "study.lock"
-    name = study_name(session)
-    with open_storage(location, study=name, lock=lock, say=progress.note) as storage:
+    with open_study(session, progress) as storage:
+        name = study_name(session)
         if session.run.fresh:
             storage.forget(name)
         coordinator = Coordinator(
