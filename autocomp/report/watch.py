@@ -149,7 +149,7 @@ def about(seen: View) -> Iterator[str]:
     where = f"process {seen.start['process']} on {seen.start['host']}"
     if cluster is not None:
         where += f", Ray cluster {cluster}"
-    elif jobs != 1:
+    elif jobs not in (None, 1):
         where += f", {jobs} local processes"
     yield f"{seen.run}: {where}"
 
