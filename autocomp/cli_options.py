@@ -54,7 +54,8 @@ Timeout = Annotated[Text, _option("Stop searching after so long: 10min.", _HOW, 
 Sampler = Annotated[Text, _option("hybrid (default), tpe, nsga2, random, plan (solver only).", _HOW, "NAME")]
 Finish = Annotated[Text, _option("How finalists are recovered: ptq (default) or none.", _HOW, "NAME")]
 Storage = Annotated[
-    Text, _option("sqlite:///FILE, postgresql://USER@HOST/DB or journal:///FILE. (default: in the run folder)", _RUN, "URL")
+    Text,
+    _option("sqlite:///FILE, postgresql://USER@HOST/DB or journal:///FILE. (default: in the run folder)", _RUN, "URL"),
 ]
 Jobs = Annotated[Text, _option("Processes that evaluate. (default: 1; on a cluster one a CPU)", _RUN, "N")]
 Cluster = Annotated[

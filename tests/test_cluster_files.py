@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8").replace("\\\n", " ")
 
 
-def calls(path: Path, program: str) -> Iterator[list[str]]:
+def calls(path: Path, program: str, commands: Iterable[str] = ("search", "watch")) -> Iterator[list[str]]:
     """Arguments of each call of ``program`` in a file: its code lines in a document, all lines elsewhere."""
     text = text_of(path)
     if path.suffix == ".md":
         text = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
-    for call in re.findall(rf"(?:^|[\s/'])({program} (?:[a-z-]+)[^#\n']*(?:'[^'\n]*'[^#\n']*)*)", text):
+    one = "|".join(commands)
+    for call in re.findall(rf"(?:^|[\s/'])({program} (?:{one})\b[^#\n']*(?:'[^'\n]*'[^#\n']*)*)", text):
         words = shlex.split(call)[1:]
         yield words[: words.index("--")] if "--" in words else words
 
@@ -57,14 +59,14 @@ def test_autocomp_is_called_as_it_can_be(path: Path) -> None:
     for call in found:
         known = {name for parameter in commands[call[0]].params for name in parameter.opts}
         assert {word for word in call[1:] if word.startswith("-")} <= known
-        flags = {a[2:]: b for a, b in zip(call, call[1:], strict=False) if a.startswith("--")}
+        flags = {a[2:]: b for a, b in itertools.pairwise(call) if a.startswith("--")}
         config.resolve(flags, None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_ray_is_called_as_it_can_be(path: Path) -> None:
     scripts = pytest.importorskip("ray.scripts.scripts", reason="Ray is not installed (extra: ray)")
-    for call in calls(path, "ray"):
+    for call in calls(path, "ray", scripts.cli.commands):
         command = scripts.cli.commands[call[0]]
         known = {name for parameter in command.params for name in parameter.opts}
         if call[0] == "symmetric-run":
@@ -75,7 +77,7 @@ def test_ray_is_called_as_it_can_be(path: Path) -> None:
 def test_label_of_the_measured_node_is_the_one_that_is_asked_for() -> None:
     labels = [json.loads(x) for x in re.findall(r"--resources='(\{.*?\})'", text_of(FILES[0]))]
     assert labels == [{"target_orin": 1}]
-    asked = [dict(zip(c, c[1:], strict=False)).get("--resources") for c in calls(FILES[0], "autocomp")]
+    asked = [dict(itertools.pairwise(c)).get("--resources") for c in calls(FILES[0], "autocomp")]
     assert [a for a in asked if a is not None] == ["gpu=1,target_orin=1"]
 
 

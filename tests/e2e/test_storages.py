@@ -51,18 +51,20 @@ def test_whole_search(url: str, tiny: Tiny, autocomp: Run, tmp_path: Path) -> No
     here, there = tmp_path / "here", tmp_path / "there"
     command = [sys.executable, "-m", "autocomp", *words, "--out", str(here)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 240
-    while len(finished(url)) < 3:
-        assert first.poll() is None, first.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    first.send_signal(signal.SIGSTOP)
-    refused = autocomp(*words, "--out", there)
+    try:
+        until = time.monotonic() + 240
+        while len(finished(url)) < 3:
+            assert first.poll() is None, first.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.3)
+        first.send_signal(signal.SIGSTOP)
+        refused = autocomp(*words, "--out", there)
+    finally:
+        first.kill()
+        first.communicate()
     assert refused.returncode == 2
     assert f"process {first.pid}" in refused.stderr
     assert "is driving this study" in refused.stderr
-    first.kill()
-    first.communicate()
     before = finished(url)
     done = autocomp(*words, "--out", here)
     assert done.returncode == 0, done.stderr
