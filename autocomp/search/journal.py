@@ -27,8 +27,9 @@ def path_of(location: str) -> Path:
         ConfigError: no path, or a relative one.
         StorageError: its folder is not there (a shared file system that is not mounted).
     """
-    path = Path(location.removeprefix(SCHEME))
-    if not path.is_absolute() or not path.name:
+    text = location.removeprefix(SCHEME)
+    path = Path("/" + text.lstrip("/"))  # SQLite's URLs have four slashes before an absolute path
+    if not text.startswith("/") or not path.name:
         raise ConfigError(f"storage: {location!r} names no absolute path; write journal:///shared/study.journal")
     if not path.parent.is_dir():
         raise StorageError(f"storage {location}: there is no folder {path.parent}; make or mount it")

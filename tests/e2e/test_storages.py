@@ -45,6 +45,7 @@ def finished(url: str) -> dict[int, str]:
     return {t.number: t.user_attrs["candidate"] for t in rows if t.state.is_finished()}
 
 
+@pytest.mark.slow
 def test_whole_search(url: str, tiny: Tiny, autocomp: Run, tmp_path: Path) -> None:
     words = ["search", *tiny.arguments, "--budget", "7kB", "--preset", "quick", "--finish", "none", "-q", "--json"]
     words += ["--trials", str(TRIALS), "--storage", url]

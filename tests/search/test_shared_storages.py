@@ -155,3 +155,18 @@ def test_a_database_holds_several_studies_at_once(store: Store, tmp_path: Path) 
     both = [start(tmp_path / name, store.url, study=name) for name in ("killed", "other")]
     assert [end(process) for process in both] == [(0, ""), (0, "")]
     check_whole(store.url)
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+def test_server_that_restarts_takes_the_lock_with_it(store: Store, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", store.url)
+    wait_for(process, tmp_path / "run", 4)
+    process.send_signal(signal.SIGSTOP)
+    store.take_away()
+    store.bring_back()
+    process.send_signal(signal.SIGCONT)
+    code, said = end(process)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "run the same command again" in said
+    assert end(start(tmp_path / "run", store.url, sleep_s=0)) == (0, "")
+    check_whole(store.url)
