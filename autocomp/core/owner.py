@@ -64,7 +64,7 @@ class Owner:
 
     Args:
         path: file that is locked; its lease is ``path`` with ".lease" behind it.
-        thing, where: what is driven and where it lies, for messages.
+        thing, where, instead: what is driven, where it lies, and the option that names another place, for messages.
         say: told once where the death of an owner on another machine is waited for.
 
     Raises:
@@ -77,10 +77,12 @@ class Owner:
         *,
         thing: str = "study",
         where: object = None,
+        instead: str = "--out",
         say: Callable[[str], None] | None = None,
     ) -> None:
         self._lease = _lease_of(path)
-        self._thing, self._where, self._say = thing, where or path.parent, say or (lambda _: None)
+        self._thing, self._where, self._instead = thing, where or path.parent, instead
+        self._say = say or (lambda _: None)
         self._me = Holder(host=platform.node(), machine=machine(), process=os.getpid(), token=uuid.uuid4().hex)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -96,7 +98,9 @@ class Owner:
             raise self._refused(_read(self._lease) or Holder()) from None
         except OSError as error:
             self.release()
-            raise StorageError(f"{path}: cannot be locked ({error.strerror}); choose --out on another disk") from None
+            raise StorageError(
+                f"{path}: cannot be locked ({error.strerror}); free or open up the disk, or choose another"
+            ) from None
         except BaseException:
             self.release()
             raise
@@ -175,7 +179,8 @@ class Owner:
 
     def _refused(self, held: Holder) -> StorageError:
         return StorageError(
-            f"{self._where}: {held} is driving this {self._thing}; wait for it, stop it, or choose another --out"
+            f"{self._where}: {held} is driving this {self._thing}; wait for it, stop it, or choose another "
+            f"{self._instead}"
         )
 
     def _renew(self) -> None:
@@ -246,11 +251,15 @@ def _create(lease: Path, me: Holder) -> bool:
         handle = os.open(lease, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        fields = {k: v for k, v in dataclasses.asdict(me).items() if k != "renewed_ns"}
-        file.write(json.dumps(fields))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            fields = {k: v for k, v in dataclasses.asdict(me).items() if k != "renewed_ns"}
+            file.write(json.dumps(fields))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk
+        lease.unlink()
+        raise
     return True
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from autocomp.core.owner import Owner
+from autocomp.core.settings import without_password
 from autocomp.errors import ConfigError, StorageError, UnsupportedError
 from autocomp.search.durable import durable, said
 
@@ -56,7 +57,7 @@ class Database:
                 f"storage: {error}; write sqlite:///FILE, postgresql://USER@HOST/DATABASE or journal:///FOLDER/FILE"
             ) from None
         self._url = parsed
-        self.where = parsed.render_as_string(hide_password=True)
+        self.where = without_password(parsed.render_as_string(hide_password=False))
         in_file = self.kind == "sqlite" and parsed.database not in (None, "", ":memory:")
         self.file = Path(str(parsed.database)).absolute() if in_file else None
         if self.file is not None and not self.file.parent.is_dir():
@@ -82,7 +83,7 @@ class Database:
         if self.file is not None:
             name = re.sub(r"[^A-Za-z0-9._]+", "-", ".".join(filter(None, (self.file.name, study, "pid"))))
             lock = self.file.with_name(name)
-        return None if lock is None else Owner(lock, where=self.where, say=say)
+        return None if lock is None else Owner(lock, where=self.where, instead="--storage", say=say)
 
     def connect(self, *, writes: bool) -> RDBStorage:
         """The storage; its tables are made when missing.
@@ -142,8 +143,7 @@ class AdvisoryLock:
             holder = self._ask(_HOLDER, key=key) or "another process"
             self.release()
             raise StorageError(
-                f"{where}: {holder} is driving this study ({study}); wait for it, stop it, or choose another --seed "
-                "or --storage"
+                f"{where}: {holder} is driving this study; wait for it, stop it, or choose another --storage"
             )
 
     def check(self) -> None:

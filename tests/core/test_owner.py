@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def test_lease_of_a_process_that_died_here_is_taken_at_once(tmp_path: Path) -> N
 @pytest.mark.usefixtures("quick")
 def test_silent_lease_of_another_machine_is_waited_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    leave_lease(path, "another")
+    leave_lease(path, "another", age_s=3600)
+    assert holder(path) is None, "no sign of life for a beat and a half"
     said: list[str] = []
     second = Owner(path, thing="run", say=said.append)
     assert len(said) == 1
@@ -153,3 +155,16 @@ def test_two_machines_without_flock(tmp_path: Path) -> None:
     assert fourth.wait() == 0
     for process in (first, second, third, fourth):
         process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_full_disk_leaves_no_lease_behind(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(StorageError, match=r"lock: cannot be locked \(File too large\)"):
+            Owner(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not lease_of(path).exists()
+    Owner(path).release()
