@@ -46,7 +46,7 @@ from autocomp.search.storage import StudyStorage
 
 _REPEATS = 16
 """So many repeated candidates in a row, and the sampler counts as exhausted."""
-_IDENTITY, _SAMPLER_STATE = "identity", "sampler_state"
+_IDENTITY, _SAMPLER_STATE, _GRANTED = "identity", "sampler_state", "granted"
 
 
 class Coordinator:
@@ -144,6 +144,21 @@ class Coordinator:
                 key = f"{record.outcome.stage}/{record.outcome.kind}"
                 out[key] = out.get(key, 0) + 1
         return out
+
+    def grant(self, limits: Mapping[str, Any], trials: int) -> int:
+        """Set the budget to ``trials`` under these limits; a study asked again under others gets its trials anew.
+
+        Returns:
+            How many of them were finished before.
+        """
+        with self._storage.writing():
+            wanted = json.loads(json.dumps(limits))
+            known = self._study.user_attrs.get(_GRANTED)
+            if known is None or known["limits"] != wanted:
+                known = {"limits": wanted, "started_at": self.evaluations}
+                self._study.set_user_attr(_GRANTED, known)
+        self.budget_trials = int(known["started_at"]) + trials
+        return max(0, self.evaluations - int(known["started_at"]))
 
     # ask and tell
 

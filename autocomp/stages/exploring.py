@@ -53,17 +53,6 @@ class Explored:
     notes: tuple[str, ...] = ()
 
 
-def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> int:
-    """Evaluations in all that the study may hold: a run asked again under other limits gets its trials anew."""
-    file = run.cache / "limits.json"
-    mine = limits.to_json()
-    known = json.loads(file.read_text()) if file.is_file() else None
-    if known is not None and known["limits"] == mine:
-        return int(known["started_at"]) + trials
-    run.write_json(file, {"limits": mine, "started_at": finished})
-    return finished + trials
-
-
 def identity(session: Session) -> dict[str, Any]:
     """What makes the rows of two studies comparable."""
     return {
@@ -145,9 +134,7 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
             constraints=constraints,
             objectives=objectives,
         )
-        coordinator.budget_trials = trial_budget(session.run, limits, trials, coordinator.evaluations)
-        already = coordinator.evaluations - (coordinator.budget_trials - trials)
-        progress.stage("search", total=trials, done=max(0, already))
+        progress.stage("search", total=trials, done=coordinator.grant(limits.to_json(), trials))
         executor = make_executor(evaluator, workload)
         try:
             log = FailureLog(session.run, progress)

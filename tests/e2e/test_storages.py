@@ -79,7 +79,12 @@ def test_whole_search(url: str, tiny: Tiny, autocomp: Run, tmp_path: Path) -> No
 
     moved = autocomp(*words, "--out", there)  # another folder goes on with the study: nothing is left to evaluate
     assert moved.returncode == 0, moved.stderr
-    assert json.loads(moved.stdout)["best"]["file_bytes"] == summary["best"]["file_bytes"]
+    other = json.loads(moved.stdout)
+    assert finished(url) == rows
+    assert (other["evaluations"], other["best"]["file_bytes"]) == (TRIALS, summary["best"]["file_bytes"])
+    for row in other["pareto"]:
+        assert Path(row["file"]).is_relative_to(there)
+        assert Path(row["file"]).stat().st_size == row["file_bytes"]
 
     fresh = autocomp(*words, "--out", there, "--fresh")
     assert fresh.returncode == 0, fresh.stderr
