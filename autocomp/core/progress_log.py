@@ -45,7 +45,7 @@ def logged(run: RunFolder, settings: Settings, progress: Progress, stages: Seque
         progress: is told everything as it would be without the file.
         stages: names of the stages to expect, for the checklist.
     """
-    about = {"command": _command(), "folder": str(Path.cwd()), "host": platform.node(), "process": os.getpid()}
+    about = {"command": _command(), "folder": _folder(), "host": platform.node(), "process": os.getpid()}
     about |= {"jobs": settings.jobs, "cluster": settings.cluster, "stages": list(stages)}
     log = ProgressLog(progress, run.progress, about)
     how, text = "failed", ""
@@ -56,7 +56,7 @@ def logged(run: RunFolder, settings: Settings, progress: Progress, stages: Seque
         how = "interrupted"
         raise
     except Exception as error:
-        text = " ".join(f"{error or type(error).__name__}".split())
+        text = " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
         log.close(how, text)
@@ -233,3 +233,11 @@ def _command() -> str:
     words = ["autocomp"] if program in ("autocomp", "__main__.py") else ["python", sys.argv[0]]
     words += [without_password(word) for word in sys.argv[1:] if word != "--fresh"]
     return shlex.join(words)
+
+
+def _folder() -> str:
+    """Where that command was given; it may have been removed since."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""

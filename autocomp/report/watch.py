@@ -173,7 +173,7 @@ def verdict(seen: View) -> str:
 def go_on(seen: View) -> str:
     """The command that goes on with the run, to be given in this folder."""
     command, folder = seen.start["command"], seen.start["folder"]
-    return str(command) if folder == str(Path.cwd()) else f"cd {shlex.quote(folder)} && {command}"
+    return str(command) if folder in ("", str(Path.cwd())) else f"cd {shlex.quote(folder)} && {command}"
 
 
 def _board(records: list[Record], state: str) -> Board:
