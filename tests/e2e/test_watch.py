@@ -15,7 +15,7 @@ import pytest
 from tiny_workload import Tiny
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-AUTOCOMP = (sys.executable, "-m", "autocomp")
+PATIENCE_S = 400.0
 
 
 def present(autocomp: Run, out: Path) -> dict[str, Any]:
@@ -24,31 +24,39 @@ def present(autocomp: Run, out: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "autocomp", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_watching_a_search_until_it_is_killed(tiny: Tiny, autocomp: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*AUTOCOMP, "search", *tiny.arguments, "--budget", "7kB", "--preset", "quick", "--trials", "500"]
-    search = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = ["search", *tiny.arguments, "--budget", "7kB", "--preset", "quick", "--trials", "500", "--out", out, "-q"]
+    started = [search := start(*words)]
     try:
-        until = time.monotonic() + 120
-        while not (out / "cache" / "progress.jsonl").exists() and time.monotonic() < until:
+        until = time.monotonic() + PATIENCE_S
+        while not (out / "cache" / "progress.jsonl").exists():
+            assert time.monotonic() < until
             time.sleep(0.1)
-        follower, other = (subprocess.Popen([*AUTOCOMP, "watch", str(out)], **pipes) for _ in range(2))
+        started += [follower := start("watch", out), other := start("watch", out)]
         while (seen := present(autocomp, out))["stage"] != "search" or seen["done"] < 2:
             assert time.monotonic() < until, seen
-        assert (seen["state"], seen["total"], seen["jobs"], seen["process"]) == ("running", 500, 1, search.pid)
+            time.sleep(0.5)
+        assert (seen["state"], seen["total"], seen["jobs"], seen["process"]) == ("running", 500, None, search.pid)
         assert seen["front"] >= 1
         assert seen["left_s"] > 0
         other.send_signal(signal.SIGINT)
-        said = other.communicate(timeout=60)[1]
+        said = other.communicate(timeout=PATIENCE_S)[1]
         assert other.returncode == 130
         assert said.splitlines() == ["error: interrupted; the run goes on without being watched"]
         assert search.poll() is None
-    finally:
         search.kill()
-        search.wait()
-    said, errors = follower.communicate(timeout=60)
-    assert (follower.returncode, errors) == (0, "")
+        said, errors = follower.communicate(timeout=PATIENCE_S)
+        assert (follower.returncode, errors) == (0, "")
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
     assert str(out) in said.splitlines()[0]
     assert "baselines: 3/3, done in" in said
     last = said.splitlines()[-1]
