@@ -168,6 +168,28 @@ def survey(
 
 
 @app.command()
+def watch(
+    run: Run,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object of the present state, and end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print one line of the present state, and end.")] = False,
+    verbose: Verbose = False,
+) -> int:
+    """Follow a search from another terminal, or from another machine that sees its folder, until it ends."""
+    with terminal.guarded(None, verbose=verbose, interrupted="the run goes on without being watched"):
+        from autocomp.core.run_folder import RunFolder
+        from autocomp.report import watch as watching
+
+        folder = RunFolder(run)
+        if json:
+            terminal.print_json(watching.view(folder).to_json())
+        elif quiet:
+            typer.echo(watching.verdict(watching.view(folder)))
+        else:
+            typer.echo(watching.verdict(watching.follow(folder, sys.stdout, verbose=verbose)))
+    return 0
+
+
+@app.command()
 def report(run: Run, json: Json = False, verbose: Verbose = False) -> int:
     """Rebuild report.html, pareto.csv, pareto.json and pareto.png of a run."""
     with terminal.guarded(run, verbose=verbose):

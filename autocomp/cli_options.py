@@ -53,7 +53,10 @@ Trials = Annotated[Text, _option("Stop after so many evaluations.", _HOW, "N")]
 Timeout = Annotated[Text, _option("Stop searching after so long: 10min.", _HOW, "TIME")]
 Sampler = Annotated[Text, _option("hybrid (default), tpe, nsga2, random, plan (solver only).", _HOW, "NAME")]
 Finish = Annotated[Text, _option("How finalists are recovered: ptq (default) or none.", _HOW, "NAME")]
-Storage = Annotated[Text, _option("Optuna storage URL. (default: a journal in the run folder)", _RUN, "URL")]
+Storage = Annotated[
+    Text,
+    _option("sqlite:///FILE, postgresql://USER@HOST/DB or journal:///FILE. (default: in the run folder)", _RUN, "URL"),
+]
 Jobs = Annotated[Text, _option("Processes that evaluate. (default: 1; on a cluster one a CPU)", _RUN, "N")]
 Cluster = Annotated[
     Text, _option("A Ray cluster: auto (the running one, else a local one for the run) or HOST:PORT.", _RUN, "ADDRESS")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autocomp.core import plugins, shipped
-from autocomp.core.settings import PRESETS, Settings
+from autocomp.core.settings import HIDDEN, PRESETS, Settings
 from autocomp.core.settings_file import to_options, write_config
 from autocomp.errors import ConfigError, UnknownNameError, UnsupportedError
 
@@ -201,7 +201,15 @@ def _data(value: Any, name: str) -> str:
 def _storage(value: Any, name: str) -> str:
     text = _text(value, name)
     if "://" not in text:
-        raise ConfigError(f"{name} = {text!r}: not a storage URL; write sqlite:///study.db or postgresql://...")
+        raise ConfigError(
+            f"{name} = {text!r}: not a storage URL; write sqlite:///study.db, postgresql://USER@HOST/DB or "
+            "journal:///shared/study.journal"
+        )
+    if f":{HIDDEN}@" in text or f"password={HIDDEN}" in text:
+        raise ConfigError(
+            f"{name} = {text!r}: the password is not kept in files; leave it out and give it in PGPASSWORD or "
+            "~/.pgpass, or give the whole URL in --storage"
+        )
     return text
 
 

@@ -186,6 +186,7 @@ _PARTS = (
     ("pycuda", ("pycuda",), "TensorRT targets, where cuda-bindings is not installed", "pip install pycuda"),
     ("pynvml", ("nvidia-ml-py",), "clocks and other processes of a GPU while it is timed", "pip install nvidia-ml-py"),
     ("ray", ("ray",), "--cluster", 'pip install "autocomp[ray]"'),
+    ("psycopg", ("psycopg",), "--storage postgresql://...", 'pip install "autocomp[postgres]"'),
     ("optuna_dashboard", ("optuna-dashboard",), "watching a study", 'pip install "autocomp[dashboard]"'),
     ("torchvision", ("torchvision",), "models torchvision:NAME", "pip install torchvision"),
     ("timm", ("timm",), "models timm:NAME", "pip install timm"),

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from autocomp.core.progress import Progress, Silent
+from autocomp.core.progress_log import logged
 from autocomp.core.result import RunSummary
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.workload import Workload
+from autocomp.report.live import SEARCH_STAGES
 from autocomp.stages import exporting, opening, verifying
 from autocomp.stages.clock import Clock
 from autocomp.stages.clustering import joined
-from autocomp.stages.exploring import explore
+from autocomp.stages.exploring import explore, open_study
 from autocomp.stages.recovering import recover
 from autocomp.stages.surveying import survey_session
 from autocomp.stages.wrapping import wrap_up
@@ -35,16 +37,17 @@ def search(
             otherwise the summary has ``best`` None).
     """
     progress, clock = progress or Silent(), Clock()
-    run = RunFolder(settings.out).open(settings, fresh=fresh)
+    run = RunFolder(settings.out).open(settings, fresh=fresh, say=progress.note)
     try:
         finished = opening.already_finished(run, settings)
         if finished is not None:
             progress.note(f"this run is finished; shown again from {run.path} (--fresh starts over)")
             return finished
-        with joined(settings, progress) as bench:
+        with logged(run, settings, progress, SEARCH_STAGES) as progress, joined(settings, progress) as bench:
             with clock("load"):
                 session = opening.open_run(settings, run, workload, progress, bench)
                 opening.check_reachable(session)
+                open_study(session, progress).close()  # what is wrong with it is said now, not after the survey
             with clock("survey"):
                 evaluator = survey_session(session, progress)
             with clock("search"):
@@ -61,10 +64,11 @@ def survey(settings: Settings, progress: Progress | None = None) -> list[dict[st
     from autocomp.survey.stored import sensitivity_table
 
     progress = progress or Silent()
-    run = RunFolder(settings.out).open(settings)
+    run = RunFolder(settings.out).open(settings, say=progress.note)
     try:
-        session = opening.open_run(settings, run, None, progress)
-        return sensitivity_table(survey_session(session, progress).survey)
+        with logged(run, settings, progress, ("survey",)) as progress:
+            session = opening.open_run(settings, run, None, progress)
+            return sensitivity_table(survey_session(session, progress).survey)
     finally:
         run.close()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autocomp.core.run_folder import storage_errors
+from autocomp.core.settings import without_password
 from autocomp.errors import AutocompError
 
 
@@ -45,13 +46,16 @@ def complain(message: str) -> None:
 
 
 @contextlib.contextmanager
-def guarded(run: Path | None, *, verbose: bool = False, resumes: bool = False) -> Iterator[None]:
+def guarded(
+    run: Path | None, *, verbose: bool = False, resumes: bool = False, interrupted: str = "nothing is lost"
+) -> Iterator[None]:
     """Interruptions and bugs inside become errors of one line.
 
     Args:
         run: folder whose log takes tracebacks.
         verbose: tracebacks of expected errors are logged too.
         resumes: the same command goes on where it was interrupted.
+        interrupted: what Ctrl-C leaves, where it does not.
     """
     try:
         with storage_errors(run or Path.cwd()):
@@ -59,9 +63,7 @@ def guarded(run: Path | None, *, verbose: bool = False, resumes: bool = False) -
     except BrokenPipeError:
         raise  # whoever read stdout has gone: the parser ends the program quietly
     except KeyboardInterrupt as error:
-        saved = (
-            f"what was done is saved in {run}; the same command goes on from there" if resumes else "nothing is lost"
-        )
+        saved = f"what was done is saved in {run}; the same command goes on from there" if resumes else interrupted
         raise InterruptedRunError(f"interrupted; {saved}") from error
     except AutocompError as error:
         if verbose:
@@ -74,7 +76,7 @@ def guarded(run: Path | None, *, verbose: bool = False, resumes: bool = False) -
 def write_log(error: BaseException, run: Path | None) -> Path | None:
     """Append the traceback to the run's log.txt, or to a file for temporary files; None where neither is possible."""
     stamp = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
-    entry = f"{stamp} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n"
+    entry = without_password(f"{stamp} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n")
     candidates = [run / "log.txt"] if run is not None and run.is_dir() else []
     for path in [*candidates, Path(tempfile.gettempdir()) / "autocomp-log.txt"]:
         try:

@@ -173,6 +173,8 @@ def test_unknown_names_offer_the_nearest(flags: dict[str, Any], nearest: str) ->
         ({"normalize": "imagnet"}, ConfigError, "imagenet, cifar10, none"),
         ({"normalize": "0,0,0/1,0,1"}, ConfigError, "above 0"),
         ({"storage": "study.db"}, ConfigError, "sqlite:///"),
+        ({"storage": "postgresql://me:***@host/db"}, ConfigError, "PGPASSWORD"),
+        ({"storage": "postgresql://host/db?password=***"}, ConfigError, "PGPASSWORD"),
     ],
 )
 def test_bad_values_say_what_is_allowed(flags: dict[str, Any], error: type[AutocompError], message: str) -> None:
@@ -245,3 +247,25 @@ def test_resolving_needs_no_torch() -> None:
     code = "import sys; from autocomp import config; config.resolve({'budget': '4MB'}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:p%40ss:w/rd@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql+psycopg://:secret@/db?host=/run", "postgresql+psycopg://:***@/db?host=/run"),
+        ("postgresql://host/db?user=me&password=secret&sslmode=require", None),
+        ("sqlite:////home/me/a:b@c.db", "sqlite:////home/me/a:b@c.db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+    ],
+)
+def test_passwords_are_written_nowhere(url: str, shown: str | None, tmp_path: Path) -> None:
+    from autocomp.core.settings import without_password
+
+    settings, _ = config.resolve({"storage": url}, None)
+    assert settings.storage == url
+    shown = shown or "postgresql://host/db?user=me&password=***&sslmode=require"
+    assert without_password(url) == shown
+    assert settings.to_json()["storage"] == shown
+    config.write_config(settings, tmp_path / "config.toml")
+    assert f'"{shown}"' in (tmp_path / "config.toml").read_text()

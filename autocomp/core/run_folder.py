@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from autocomp.core.owner import Holder, Owner, holder
 from autocomp.core.settings import Settings
 from autocomp.errors import StorageError
 
@@ -58,10 +58,12 @@ class RunFolder:
 
     Attributes:
         path: absolute path of the folder.
+        fresh: it was opened to start over.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
+        self.fresh = False
         self.config = self.path / "config.toml"
         self.journal = self.path / "study.journal"
         self.environment = self.path / "environment.json"
@@ -72,8 +74,10 @@ class RunFolder:
         self.baselines = self.path / "baselines"
         self.cache = self.path / "cache"
         self.log = self.path / "log.txt"
+        self.progress = self.cache / "progress.jsonl"
         self._identity = self.cache / "identity.json"
-        self._lock: IO[str] | None = None
+        self._lock = self.cache / "lock"
+        self._owner: Owner | None = None
 
     @staticmethod
     def existing(path: Path) -> RunFolder:
@@ -85,7 +89,7 @@ class RunFolder:
             raise StorageError(f"{path} is not a run folder (no cache/identity.json); give the folder that search made")
         return run
 
-    def open(self, settings: Settings, *, fresh: bool = False) -> RunFolder:
+    def open(self, settings: Settings, *, fresh: bool = False, say: Callable[[str], None] | None = None) -> RunFolder:
         """Create or resume; refuse a folder that holds another model, space, ... or something else.
 
         A new folder is nobody's until :meth:`check_identity`, called once model and data could be loaded: a
@@ -94,6 +98,7 @@ class RunFolder:
         Args:
             settings: their ``identity()`` must equal the one the folder was made with.
             fresh: start over: what an earlier run left here is removed.
+            say: told where the death of a driver on another machine is waited for.
         """
         with storage_errors(self.path):
             # a run killed before its first write leaves nothing but the lock in its cache
@@ -101,11 +106,16 @@ class RunFolder:
             if strange and not self._identity.is_file():
                 raise StorageError(f"{self.path} holds other files and no run; choose another folder with --out")
             self.cache.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            if fresh:
-                self._clear()
-            if self._identity.is_file():
-                self.check_identity(settings.identity())
+            self._owner = Owner(self._lock, thing="run", where=self.path, say=say)
+            self.fresh = fresh
+            try:
+                if fresh:
+                    self._clear()
+                if self._identity.is_file():
+                    self.check_identity(settings.identity())
+            except BaseException:
+                self.close()
+                raise
         return self
 
     def check_identity(self, mine: dict[str, Any]) -> None:
@@ -117,7 +127,6 @@ class RunFolder:
         theirs = json.loads(self._identity.read_text()) if self._identity.is_file() else {}
         for key, value in mine.items():
             if key in theirs and theirs[key] != json.loads(json.dumps(value)):
-                self.close()
                 raise StorageError(
                     f"{self.path} belongs to a run with {key} = {theirs[key]!r}, not {value!r}; "
                     "choose another folder with --out, or start over with --fresh"
@@ -126,27 +135,11 @@ class RunFolder:
             with storage_errors(self.path):
                 write_atomic(self._identity, json.dumps({**theirs, **mine}, indent=1, sort_keys=True).encode())
 
-    def _take_lock(self) -> None:
-        lock = open(self.cache / "lock", "a+")  # noqa: SIM115  (held until close)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise StorageError(
-                f"{self.path} is in use by another search (process {owner}); wait for it, or choose another --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
-
     def _clear(self) -> None:
         for item in self.path.iterdir():
             if item == self.cache:
                 for inner in self.cache.iterdir():
-                    if inner.name == "lock":
+                    if inner.name.startswith("lock"):
                         continue
                     shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
             elif item.is_dir():
@@ -154,11 +147,15 @@ class RunFolder:
             else:
                 item.unlink()
 
+    def driver(self) -> Holder | None:
+        """Who is driving this run now, on any machine that sees this folder."""
+        return holder(self._lock)
+
     def close(self) -> None:
         """Release the lock (the kernel does it at process end, kill -9 included)."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._owner is not None:
+            self._owner.release()
+            self._owner = None
 
     def write_json(self, path: Path, data: Any) -> None:
         """Atomic JSON file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ class Settings:
         return preset if self.trials is None else dataclasses.replace(preset, trials=self.trials)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; paths as text."""
+        """Plain values; paths as text, and no password in the storage URL: this is written into files."""
         data = dataclasses.asdict(self)
+        if self.storage is not None:
+            data["storage"] = without_password(self.storage)
         return {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -132,3 +135,13 @@ class Settings:
         )
         data = self.to_json()
         return {k: data[k] for k in keys}
+
+
+HIDDEN = "***"
+"""Stands for a password in what is written."""
+
+
+def without_password(text: str) -> str:
+    """``text`` with the passwords of URLs in it hidden: "postgresql://me:***@host/db"."""
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", rf"\1:{HIDDEN}@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", rf"\1{HIDDEN}", text)

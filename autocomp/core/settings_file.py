@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from autocomp.core.settings import Settings
+from autocomp.core.settings import Settings, without_password
 
 
 def to_options(settings: Settings) -> dict[str, Any]:
     """Option names and values, as flags or a config file would give them; what is not set is left out.
 
-    A budget in percent stays in percent: it means the same for the same model.
+    A budget in percent stays in percent: it means the same for the same model. The password of a storage is hidden.
     """
     options: dict[str, Any] = {
         "model": settings.model,
@@ -32,7 +32,7 @@ def to_options(settings: Settings) -> dict[str, Any]:
         "trials": settings.trials,
         "timeout": _seconds(settings.timeout_s),
         "sampler": settings.sampler,
-        "storage": settings.storage,
+        "storage": without_password(settings.storage) if settings.storage is not None else None,
         "jobs": settings.jobs,
         "cluster": settings.cluster,
         "resources": ",".join(f"{k}={v:g}" for k, v in settings.resources.items()) or None,

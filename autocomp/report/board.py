@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,14 +62,24 @@ class Stage:
         out = [] if self.total is None and not self.done else [str(self.done)]
         if self.total is not None:
             out = [f"{self.done}/{self.total}"]
-        for key, value in self.facts.items():
-            if key == "best" and value is not None:
-                out.append(f"best {value}")
-            elif key in FACTS and value:
-                out.append(f"{value} {FACTS[key]}")
-            elif key not in FACTS and (verbose or not isinstance(value, dict | list | tuple)):
-                out.append(f"{key.replace('_', ' ')} {value}")
-        return out
+        return out + spoken(self.facts, verbose=verbose)
+
+
+def spoken(facts: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
+    """Facts as text; without ``verbose`` structured ones are left out."""
+    out = []
+    for key, value in facts.items():
+        if key == "best" and value is not None:
+            out.append(f"best {value}")
+        elif key == "failures" and isinstance(value, Mapping):
+            if value:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in value.items())
+                out.append(f"{sum(value.values())} failed ({kinds})")
+        elif key in FACTS and value:
+            out.append(f"{value} {FACTS[key]}")
+        elif key not in FACTS and (verbose or not isinstance(value, dict | list | tuple)):
+            out.append(f"{key.replace('_', ' ')} {value}")
+    return out
 
 
 class Board:

@@ -131,8 +131,12 @@ class Drawn:
         self._guard(lambda live: live.console.print(Text(text)))
 
     def close(self, *, whole: bool = True) -> None:
-        """End the display and give the cursor back."""
+        """The running stage is over; so is the display."""
         self.board.end(whole=whole)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the display and give the cursor back."""
         self._guard(lambda live: live.stop())
         self._live = None
 
@@ -210,8 +214,8 @@ def terminal(
     receiver: Quiet | Drawn
     if quiet:
         receiver = Quiet(out)
-    elif _draws(out):
-        receiver = Drawn(_console(out), Board(stages, clock), verbose=verbose)
+    elif draws(out):
+        receiver = Drawn(console_of(out), Board(stages, clock), verbose=verbose)
         receiver.start()
     else:
         receiver = Plain(out, Board(stages, clock), verbose=verbose)
@@ -223,7 +227,7 @@ def terminal(
         receiver.close(whole=whole)
 
 
-def _draws(file: TextIO) -> bool:
+def draws(file: TextIO) -> bool:
     """Whether ``file`` is a terminal that can move its cursor."""
     try:
         return file.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
@@ -231,7 +235,8 @@ def _draws(file: TextIO) -> bool:
         return False
 
 
-def _console(file: TextIO) -> Console:
+def console_of(file: TextIO) -> Console:
+    """Rich's console on ``file``, which outlives its terminal."""
     from rich.console import Console
 
     class Lasting(Console):

@@ -28,6 +28,10 @@ CONSTRAINT = "constraints:"
 """Prefix of a constraint's key among a row's system attributes."""
 
 
+class JournalLockLostError(RuntimeError):
+    """The lock file of a journal is gone: its folder was removed, moved or unmounted."""
+
+
 class JournalLock(JournalFileOpenLock):
     """Optuna's journal lock, marked as ours, so that the next owner of the study may clear it at once.
 
@@ -44,6 +48,13 @@ class JournalLock(JournalFileOpenLock):
         with open(self._lock_file, "wb") as file:
             file.write(_OURS)
         return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        try:
+            super().release()
+        except RuntimeError:  # Optuna: "did not possess lock"
+            raise JournalLockLostError(f"the lock file {self._lock_file} is gone") from None
 
     def clear_stale(self) -> None:
         """Remove a lock that a dead autocomp left; call it only as the study's exclusive owner."""

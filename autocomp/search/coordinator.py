@@ -42,11 +42,11 @@ from autocomp.search.records import (
     record_of,
 )
 from autocomp.search.sampler import Sampler, distributions
-from autocomp.search.storage import StudyStorage, durable
+from autocomp.search.storage import StudyStorage
 
 _REPEATS = 16
 """So many repeated candidates in a row, and the sampler counts as exhausted."""
-_IDENTITY, _SAMPLER_STATE = "identity", "sampler_state"
+_IDENTITY, _SAMPLER_STATE, _GRANTED = "identity", "sampler_state", "granted"
 
 
 class Coordinator:
@@ -88,7 +88,7 @@ class Coordinator:
         self.records: dict[int, Record] = {}
         self.duplicates = 0
         self._sampler = sampler
-        self._where = storage.where
+        self._storage = storage
         self._constraints = constraints
         self._distributions = distributions(space)
         self._running: dict[int, Job] = {}
@@ -100,7 +100,7 @@ class Coordinator:
         self._mirror = optuna.create_study(
             storage=InMemoryStorage(), directions=directions, sampler=RandomSampler(seed=0)
         )
-        with durable(self._where):
+        with self._storage.writing():
             self._study = optuna.create_study(
                 study_name=study_name, storage=storage.storage, directions=directions, load_if_exists=True
             )
@@ -145,6 +145,21 @@ class Coordinator:
                 out[key] = out.get(key, 0) + 1
         return out
 
+    def grant(self, limits: Mapping[str, Any], trials: int) -> int:
+        """Set the budget to ``trials`` under these limits; a study asked again under others gets its trials anew.
+
+        Returns:
+            How many of them were finished before.
+        """
+        with self._storage.writing():
+            wanted = json.loads(json.dumps(limits))
+            known = self._study.user_attrs.get(_GRANTED)
+            if known is None or known["limits"] != wanted:
+                known = {"limits": wanted, "started_at": self.evaluations}
+                self._study.set_user_attr(_GRANTED, known)
+        self.budget_trials = int(known["started_at"]) + trials
+        return max(0, self.evaluations - int(known["started_at"]))
+
     # ask and tell
 
     def ask(self) -> Job | None:
@@ -152,7 +167,7 @@ class Coordinator:
 
         Repeated candidates are answered here, from the row that was evaluated.
         """
-        with durable(self._where):
+        with self._storage.writing():
             while self._orphans:
                 job = self._restart(self._orphans.popleft())
                 if job is not None:
@@ -189,7 +204,7 @@ class Coordinator:
                 raise ValueError(f"trial {number} was never handed out")
             self.duplicates += 1
             return False
-        with durable(self._where):
+        with self._storage.writing():
             self._finish(job, checked(outcome, self.objectives))
         return True
 
@@ -215,7 +230,7 @@ class Coordinator:
         self._study.add_trial(open_row if record is None else self._row(params, attrs, system_attrs, record))
         written = self._study.get_trials(deepcopy=False)[-1].number
         if written != number:
-            raise StorageError(f"{self._where}: another program added trial {written} to this study; run again")
+            raise StorageError(f"{self._storage.where}: another program added trial {written} to this study; run again")
         private.set_params(self._mirror, number, open_row)
         self._open_number = None
         if record is not None:
@@ -275,13 +290,13 @@ class Coordinator:
         found = self._study.user_attrs.get(_IDENTITY)
         if found is None:
             if self._study.get_trials(deepcopy=False):
-                raise StorageError(f"{self._where}: study {self._study.study_name!r} was not made by autocomp")
+                raise StorageError(f"{self._storage.where}: study {self._study.study_name!r} was not made by autocomp")
             self._study.set_user_attr(_IDENTITY, wanted)
             private.set_metric_names(self._study, self.objectives)
         elif found != wanted:
             key = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             raise StorageError(
-                f"{self._where}: this study was made with {key} = {_short(found.get(key))}, now it is "
+                f"{self._storage.where}: this study was made with {key} = {_short(found.get(key))}, now it is "
                 f"{_short(wanted.get(key))}; choose another --out, or start over with --fresh"
             )
 

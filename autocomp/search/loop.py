@@ -87,7 +87,7 @@ def facts(coordinator: Coordinator) -> dict[str, object]:
     values = [r.values(coordinator.objectives) or [] for r in completed]
     best = min((r for r in completed if r.feasible), key=_loss, default=None)
     return {
-        "failures": sum(coordinator.failures.values()),
+        "failures": coordinator.failures,
         "front": int(pareto_mask(values).sum()) if values else 0,
         "best": _text(best),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from autocomp.core import plugins
 from autocomp.core.executor import Executor, Factory, Job
@@ -19,7 +21,8 @@ from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
 from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
-from autocomp.search.storage import open_storage
+from autocomp.search.session import Session
+from autocomp.search.storage import StudyStorage, open_storage
 from autocomp.stages.baselines import measure_baselines
 from autocomp.stages.clustering import travelling
 from autocomp.stages.limits import Limits
@@ -50,15 +53,28 @@ class Explored:
     notes: tuple[str, ...] = ()
 
 
-def trial_budget(run: RunFolder, limits: Limits, trials: int, finished: int) -> int:
-    """Evaluations in all that the study may hold: a run asked again under other limits gets its trials anew."""
-    file = run.cache / "limits.json"
-    mine = limits.to_json()
-    known = json.loads(file.read_text()) if file.is_file() else None
-    if known is not None and known["limits"] == mine:
-        return int(known["started_at"]) + trials
-    run.write_json(file, {"limits": mine, "started_at": finished})
-    return finished + trials
+def identity(session: Session) -> dict[str, Any]:
+    """What makes the rows of two studies comparable."""
+    return {
+        **session.settings.identity(),
+        "fingerprint": session.workload.fingerprint,
+        "device": session.device(),
+    }
+
+
+def study_name(session: Session) -> str:
+    """Name of the study; a storage by URL may hold those of other settings as well, so it tells them apart there."""
+    name = f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}"
+    if session.settings.storage is None:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(identity(session), sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def open_study(session: Session, progress: Progress) -> StudyStorage:
+    """Where the study is kept, with the exclusive right to drive it; refused where another process has that."""
+    run = session.run
+    location, lock = session.settings.storage or run.journal, run.cache / "study.lock"
+    return open_storage(location, study=study_name(session), lock=lock, say=progress.note)
 
 
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
@@ -104,21 +120,21 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
 
     timed = float32.latency_ms is not None  # else some rows have a latency and others none
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
-    location = settings.storage or session.run.journal
-    with open_storage(location, lock=session.run.cache / "study.lock") as storage:
+    with open_study(session, progress) as storage:
+        name = study_name(session)
+        if session.run.fresh:
+            storage.forget(name)
         coordinator = Coordinator(
             space=session.space,
             sampler=make_sampler(settings.sampler, context),
             storage=storage,
-            study_name=f"{session.workload.name}-{session.target.profile.name}-{session.workload.fingerprint[:8]}",
-            identity={**settings.identity(), "fingerprint": session.workload.fingerprint, "device": session.device()},
+            study_name=name,
+            identity=identity(session),
             budget_trials=0,
             constraints=constraints,
             objectives=objectives,
         )
-        coordinator.budget_trials = trial_budget(session.run, limits, trials, coordinator.evaluations)
-        already = coordinator.evaluations - (coordinator.budget_trials - trials)
-        progress.stage("search", total=trials, done=max(0, already))
+        progress.stage("search", total=trials, done=coordinator.grant(limits.to_json(), trials))
         executor = make_executor(evaluator, workload)
         try:
             log = FailureLog(session.run, progress)

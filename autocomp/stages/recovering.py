@@ -23,6 +23,7 @@ from autocomp.planner.spacing import respaced
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
+from autocomp.stages.refilling import with_files
 from autocomp.stages.rows import latency_fields, make_row
 from autocomp.transforms.calibrate import calibrate_activations
 from autocomp.transforms.quantize import QuantizeWeights
@@ -257,6 +258,7 @@ def respaced_finalist(evaluator: Evaluator, chosen: Sequence[Row], limits: Limit
 def recover(evaluator: Evaluator, explored: Explored, progress: Progress) -> Answer:
     """Finish the best few, choose on the search split, then score the choice and its rivals on the test split."""
     limits, count = explored.limits, evaluator.session.settings.spend.finalists
+    explored = with_files(evaluator, explored, choose_finalists(explored.rows, limits, count), progress)
     chosen = choose_finalists(explored.rows, limits, count)
     rows = {(r.trial, r.name): r for r in explored.rows}
     finalists = []

@@ -33,10 +33,20 @@ def context_for(space: SearchSpace, *, starts: int = 5, prices: bool = True, see
 
 
 def coordinate(
-    folder: Path, name: str, context: SamplerContext, trials: int, *, jobs: int = 1, stop_after: int | None = None
+    folder: Path,
+    name: str,
+    context: SamplerContext,
+    trials: int,
+    *,
+    jobs: int = 1,
+    stop_after: int | None = None,
+    url: str = "",
 ) -> Coordinator:
-    """Run a study to its end, or drop everything once ``stop_after`` more rows are told. Every 7th row fails."""
-    with open_storage(folder / "study.journal") as storage:
+    """Run a study in ``folder``, or at ``url``, to its end. Every 7th row fails.
+
+    Once ``stop_after`` more rows are told, everything is dropped.
+    """
+    with open_storage(url or folder / "study.journal", study="contract") as storage:
         coordinator = Coordinator(
             space=context.space,
             sampler=make_sampler(name, context),

@@ -73,7 +73,7 @@ def test_two_processes_cannot_drive_one_run(tmp_path: Path) -> None:
         "except StorageError as e: print(e)"
     )
     seen = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True).stdout
-    assert f"in use by another search (process {os.getpid()})" in seen
+    assert f"process {os.getpid()} is driving this run" in seen
     run.close()
     again = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True).stdout
     assert again == ""

@@ -99,6 +99,12 @@ def test_steps_before_any_stage_are_no_error() -> None:
         progress.advance(front=1)
 
 
+def test_failures_are_told_by_kind() -> None:
+    stage = Stage("search", facts={"failures": {"latency/timeout": 2, "build/oom": 1}, "front": 3})
+    assert stage.words(verbose=False) == ["3 failed (2 latency/timeout, 1 build/oom)", "3 on the front"]
+    assert Stage("search", facts={"failures": {}}).words(verbose=False) == []
+
+
 def test_time_left_is_smooth_and_ignores_earlier_runs() -> None:
     clock = Clock()
     board = Board(clock=clock)

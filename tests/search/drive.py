@@ -1,6 +1,7 @@
 """Drives a study with a fake evaluator: what the kill tests start and kill.
 
-Usage: drive.py FOLDER SAMPLER TRIALS JOBS SLEEP_S [EXECUTOR]. Exit codes: 0 finished, 2 refused, 130 interrupted.
+Usage: drive.py FOLDER SAMPLER TRIALS JOBS SLEEP_S [EXECUTOR [URL [STUDY]]].
+Exit codes: 0 finished, 2 refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from autocomp.search.job import Guarded
 from autocomp.testing.study_fakes import FakeFactory, fake_space, within_budget
 
 
-def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float, executor_name: str = "") -> None:
-    """Run the study in ``folder`` to its end; every evaluation is logged before it starts."""
+def drive(
+    folder: Path,
+    sampler: str,
+    trials: int,
+    jobs: int,
+    sleep_s: float,
+    executor_name: str = "",
+    url: str = "",
+    study: str = "killed",
+) -> None:
+    """Run the study in ``folder``, or at ``url``, to its end; every evaluation is logged before it starts."""
     # Workers import this file too: they need none of these.
     from autocomp.search.coordinator import Coordinator
     from autocomp.search.loop import run_search
@@ -25,12 +35,12 @@ def drive(folder: Path, sampler: str, trials: int, jobs: int, sleep_s: float, ex
     context = SamplerContext(space=fake_space(5), seed=3)
     factory = Guarded(FakeFactory(units=5, sleep_s=sleep_s, log=folder / "starts.log"))
     name = executor_name or ("inline" if jobs == 1 else "processes")
-    with open_storage(folder / "study.journal") as storage:
+    with open_storage(url or folder / "study.journal", study=study) as storage:
         coordinator = Coordinator(
             space=context.space,
             sampler=make_sampler(sampler, context),
             storage=storage,
-            study_name="killed",
+            study_name=study,
             identity={"seed": context.seed},
             budget_trials=trials,
             constraints=within_budget,

@@ -110,6 +110,21 @@ def test_rows_hold_all_there_is_to_know(studies: Studies) -> None:
         assert read_records(study, SPACE, within_budget) == list(coordinator.records.values())
 
 
+def test_trials_are_granted_once_for_the_same_limits(studies: Studies) -> None:
+    coordinator = studies.coordinator(budget_trials=0)
+    assert coordinator.grant({"budget": 700}, 4) == 0
+    run(coordinator)
+    again = studies.coordinator(budget_trials=0)
+    assert again.grant({"budget": 700}, 6) == 4
+    assert again.remaining == 2
+    run(again)
+    other = studies.coordinator(budget_trials=0)
+    assert other.grant({"budget": 500}, 3) == 0
+    assert other.remaining == 3
+    run(other)
+    assert other.evaluations == 9
+
+
 def test_second_tell_is_ignored_and_counted(studies: Studies) -> None:
     coordinator = studies.coordinator()
     job = coordinator.ask()

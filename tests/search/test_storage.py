@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileOpenLock
 
+from autocomp.core.owner import Owner
 from autocomp.errors import ConfigError, CorruptFileError, StorageError
 from autocomp.search._optuna_private import JournalLock
-from autocomp.search.storage import OwnerLock, durable, open_storage, repair_journal
+from autocomp.search.durable import durable
+from autocomp.search.journal import repair_journal
+from autocomp.search.storage import open_storage
 
 
 def make_study(path: Path, rows: int = 3) -> None:
@@ -94,7 +97,7 @@ def test_corrupt_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"study\.journal: line 2 is no record") as caught:
         open_storage(path)
     assert "\n" not in str(caught.value)
-    OwnerLock(tmp_path / "study.pid").release()  # a failed opening holds nothing
+    Owner(tmp_path / "study.pid").release()  # a failed opening holds nothing
 
 
 def test_second_owner_is_refused_until_the_first_ends(tmp_path: Path) -> None:
@@ -115,14 +118,14 @@ def test_right_is_freed_by_a_kill(tmp_path: Path) -> None:
     process.start()
     assert held.wait(60)
     with pytest.raises(StorageError, match=f"process {process.pid} is driving"):
-        OwnerLock(tmp_path / "study.pid")
+        Owner(tmp_path / "study.pid")
     process.kill()
     process.join()
-    OwnerLock(tmp_path / "study.pid").release()
+    Owner(tmp_path / "study.pid").release()
 
 
 def _hold(path: Path, held: object) -> None:
-    lock = OwnerLock(path)
+    lock = Owner(path)
     held.set()  # type: ignore[attr-defined]
     multiprocessing.Event().wait()
     lock.release()
@@ -161,13 +164,47 @@ def test_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path: Path) -> Non
     ("url", "error", "message"),
     [
         ("nonsense://here", ConfigError, "storage: .*nonsense"),
-        ("sqlite:////no/such/folder/study.db", StorageError, "no/such"),
+        ("sqlite:////no/such/folder/study.db", StorageError, "there is no folder /no/such/folder; make or mount it"),
+        ("journal:////no/such/study.journal", StorageError, "there is no folder /no/such; make or mount it"),
+        ("journal://study.journal", ConfigError, "names no absolute path; write journal:///shared/study.journal"),
+        ("mysql+no_such_driver://host/studies", ConfigError, "postgresql://USER@HOST/DATABASE"),
+        ("postgresql://me:secret@127.0.0.1:1/studies", StorageError, r"//me:\*\*\*@127.0.0.1:1/studies: .* refused"),
     ],
 )
 def test_bad_urls(url: str, error: type[Exception], message: str, tmp_path: Path) -> None:
+    if url.startswith("postgresql"):
+        pytest.importorskip("psycopg", reason="psycopg is not installed (extra: postgres)")
     with pytest.raises(error, match=message) as caught:
         open_storage(url, lock=tmp_path / "lock")
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_study_that_was_replaced_is_noticed_before_a_write(tmp_path: Path) -> None:
+    for url, file in ((f"sqlite:///{tmp_path}/study.db", "study.db"), (f"journal://{tmp_path}/a.journal", "a.journal")):
+        with open_storage(url) as storage:
+            with storage.writing():
+                pass
+            (tmp_path / file).rename(tmp_path / "away")
+            with pytest.raises(StorageError, match="was removed, moved or replaced"), storage.writing():
+                pass
+            (tmp_path / file).touch()
+            with pytest.raises(StorageError, match="was removed, moved or replaced"), storage.writing():
+                pass
+
+
+def test_looking_on_keeps_no_writer_of_sqlite_waiting(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    with open_storage(url) as storage, open_storage(url, exclusive=False) as looking:
+        study = optuna.create_study(study_name="s", storage=storage.storage)
+        seen = optuna.load_study(study_name="s", storage=looking.storage)
+        with looking.storage.engine.connect() as reading:  # type: ignore[attr-defined]
+            reading.exec_driver_sql("SELECT count(*) FROM trials")
+            study.add_trial(optuna.trial.create_trial(value=1.0))
+        assert len(seen.trials) == 1
+        storage.forget("s")
+        storage.forget("never there")
+        assert optuna.get_all_study_names(looking.storage) == []
 
 
 def test_sqlite_writes_ahead_and_begins_immediately(tmp_path: Path) -> None:
