@@ -18,6 +18,7 @@ from autocomp import terminal
 from autocomp.cli_options import (
     BatchSize,
     Budget,
+    Cache,
     Cluster,
     Config,
     Data,
@@ -100,6 +101,7 @@ def search(
     executor: ExecutorName = None,
     seed: Seed = None,
     out: Out = None,
+    cache: Cache = None,
     config: Config = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds an earlier run.")] = False,
     json: Json = False,
@@ -144,6 +146,7 @@ def survey(
     jobs: Jobs = None,
     seed: Seed = None,
     out: Out = None,
+    cache: Cache = None,
     config: Config = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -305,7 +308,7 @@ def _resolve(given: dict[str, Any], config_file: Path | None) -> tuple[Any, dict
 
 def _say_origins(progress: Any, settings: Any, provenance: dict[str, str]) -> None:
     """Which settings are not defaults, and where they came from."""
-    from autocomp.config import to_options
+    from autocomp.core.settings_file import to_options
 
     for name, value in to_options(settings).items():
         if provenance.get(name, "default") != "default":

@@ -69,6 +69,10 @@ Out = Annotated[
     Optional[Path],  # noqa: UP045
     _option("Run folder. (default: runs/<model>-<budget>-<target>-s<seed>)", _RUN, "FOLDER"),
 ]
+Cache = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("Folder of prices and measurements that runs share. (default: the run's own)", _RUN, "FOLDER", "--cache"),
+]
 Config = Annotated[
     Optional[Path],  # noqa: UP045
     _option("TOML file of these options; flags win over it.", _RUN, "FILE", "--config"),
