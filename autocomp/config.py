@@ -282,12 +282,28 @@ def _placed(settings: Settings) -> Settings:
 
 def default_out(settings: Settings) -> Path:
     """``runs/<model>-<budget>-<target>-s<seed>``, in characters that any file system takes."""
-    kind, colon, name = settings.model.rpartition(":")
-    model = f"{Path(kind).stem}-{name}" if colon else name
-    target = Path(settings.target).stem if settings.target.endswith(".toml") else settings.target
-    budget = settings.budget_text.replace("%", "pct") or "free"
-    parts = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in (model, budget, target))
-    return Path("runs") / "-".join([*parts, f"s{settings.seed}"])
+    return Path("runs") / run_name(settings, model_label(settings.model))
+
+
+def run_name(settings: Settings, model: str) -> str:
+    """``<model>-<budget>-<target>-s<seed>``."""
+    budget = _plain(settings.budget_text.replace("%", "pct")) or "free"
+    return f"{model}-{budget}-{target_label(settings.target)}-s{settings.seed}"
+
+
+def model_label(spec: str) -> str:
+    """A model spec as a short name: "path/net.py:make" → "net-make"."""
+    kind, colon, name = spec.rpartition(":")
+    return _plain(f"{Path(kind).stem}-{name}" if colon else name)
+
+
+def target_label(target: str) -> str:
+    """The name of a target; of a TOML file its stem."""
+    return _plain(Path(target).stem if target.endswith(".toml") else target)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
 
 
 def _parsed(option: str, value: Any, label: str) -> dict[str, Any]:

@@ -53,6 +53,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def take_lock(folder: Path, file: Path, kind: str) -> IO[str]:
+    """Exclusive use of ``folder`` until the returned file is closed; the kernel does it at any end of the process.
+
+    Args:
+        folder: for messages.
+        file: what is locked; holds the owner's process id for people.
+        kind: what uses the folder ("search").
+
+    Raises:
+        StorageError: another process uses it.
+    """
+    lock = open(file, "a+")  # noqa: SIM115  (held until close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise StorageError(
+            f"{folder} is in use by another {kind} (process {owner}); wait for it, or choose another --out"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
 class RunFolder:
     """Paths of one run. Opening it for writing takes an exclusive lock until it is closed.
 
@@ -101,7 +128,7 @@ class RunFolder:
             if strange and not self._identity.is_file():
                 raise StorageError(f"{self.path} holds other files and no run; choose another folder with --out")
             self.cache.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock = take_lock(self.path, self.cache / "lock", "search")
             if fresh:
                 self._clear()
             if self._identity.is_file():
@@ -125,22 +152,6 @@ class RunFolder:
         if set(mine) - set(theirs):
             with storage_errors(self.path):
                 write_atomic(self._identity, json.dumps({**theirs, **mine}, indent=1, sort_keys=True).encode())
-
-    def _take_lock(self) -> None:
-        lock = open(self.cache / "lock", "a+")  # noqa: SIM115  (held until close)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise StorageError(
-                f"{self.path} is in use by another search (process {owner}); wait for it, or choose another --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
 
     def _clear(self) -> None:
         for item in self.path.iterdir():

@@ -87,6 +87,17 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
     return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
 
 
+def priced(cache: Path) -> tuple[int, int]:
+    """Files of prices that are there, and files that the index in ``cache`` names; (0, 0) where it cannot be read."""
+    try:
+        index = json.loads((cache / INDEX).read_text())
+        folder = cache / index.get("folder", "survey")
+        names = [*index["units"].values(), *index["structure"].values(), *filter(None, [index["execution"]])]
+    except (OSError, ValueError, KeyError):
+        return 0, 0
+    return sum((folder / name).is_file() for name in names), len(names)
+
+
 def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:
     """Rows of ``autocomp survey``, one a (unit, choice): ``unit``, ``axis`` ("storage" or "execution"),
     ``choice``, ``bytes``, ``kl`` (measured) and ``predicted_kl`` (½‖u‖²), nats."""
