@@ -145,7 +145,7 @@ def _resources(value: Any, name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for item in _text(value, name).split(","):
         label, _, amount = (part.strip() for part in item.partition("="))
-        parts = _split(amount)
+        parts = split(amount)
         if not label or parts is None or parts[1] or parts[0] <= 0:
             raise ConfigError(f"{name} = {str(value)!r}: {item.strip()!r} is no NAME=AMOUNT above 0, such as gpu=1")
         found[label.upper() if label.lower() in ("cpu", "gpu") else label] = parts[0]
