@@ -9,10 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import math
-from pathlib import Path
 from typing import Any
-
-from autocomp.errors import StorageError
 
 
 def asset(name: str) -> str:
@@ -46,15 +43,6 @@ def render(name: str, data: Any, *, plotly_inline: bool = True, **values: Any) -
         data=Markup(embedded(data)),
         **values,
     )
-
-
-def write(text: str, path: Path) -> Path:
-    """Write a page, overwriting what is there; StorageError where that is not possible."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot write: {error.strerror}; free or open up the folder") from error
-    return path
 
 
 def _plotly() -> str:

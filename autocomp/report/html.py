@@ -12,6 +12,7 @@ from typing import Any
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.settings import Settings
+from autocomp.errors import StorageError
 from autocomp.report import assets, plots
 from autocomp.report import format as fmt
 
@@ -37,7 +38,11 @@ def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True, *, p
         StorageError: the file cannot be written.
     """
     text = page(summary, plotly_inline=plotly_inline, picture=picture)
-    return assets.write(text, path)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write: {error.strerror}; free or open up the folder") from error
+    return path
 
 
 def page(summary: RunSummary, *, plotly_inline: bool = True, picture: bytes | None = None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from autocomp.core.result import RunSummary
@@ -16,25 +15,17 @@ from autocomp.sweeps.plan import Sweep
 from autocomp.sweeps.rows import SweepRow
 
 
-def write_page(sweep: Sweep, rows: Sequence[SweepRow], summaries: Mapping[str, RunSummary], path: Path) -> Path:
-    """Write the page.
+def page(
+    sweep: Sweep, rows: Sequence[SweepRow], summaries: Mapping[str, RunSummary], *, plotly_inline: bool = True
+) -> str:
+    """The page as text.
 
     Args:
         sweep: what was asked.
         rows: of all its searches.
         summaries: of the finished ones, by name.
-        path: the file, overwritten.
-
-    Raises:
-        StorageError: the file cannot be written.
+        plotly_inline: False leaves plotly.js out; the page is then the table alone.
     """
-    return assets.write(page(sweep, rows, summaries), path)
-
-
-def page(
-    sweep: Sweep, rows: Sequence[SweepRow], summaries: Mapping[str, RunSummary], *, plotly_inline: bool = True
-) -> str:
-    """The page as text; without plotly.js it is the table alone."""
     data = chart_data(rows, summaries)
     return assets.render(
         "sweeps/page",

@@ -21,7 +21,7 @@ from autocomp.errors import AutocompError, StorageError
 from autocomp.report import format as fmt
 from autocomp.report.assets import finite
 from autocomp.stages.opening import already_finished
-from autocomp.sweeps.page import write_page
+from autocomp.sweeps.page import page
 from autocomp.sweeps.plan import Search, Sweep
 from autocomp.sweeps.rows import BEGUN, STATE, SweepRow, earlier, frame
 
@@ -117,7 +117,7 @@ class Board:
         folder, rows = self._sweep.folder, list(self.rows.values())
         write_atomic(folder / STATE, json.dumps(finite(state(self._sweep, rows)), indent=1, allow_nan=False).encode())
         write_atomic(folder / TABLE, frame(rows).to_csv(index=False, lineterminator="\n").encode())
-        write_page(self._sweep, rows, self.summaries, folder / PAGE)
+        write_atomic(folder / PAGE, page(self._sweep, rows, self.summaries).encode())
 
 
 def state(sweep: Sweep, rows: list[SweepRow]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from autocomp.core.result import RunSummary
 from autocomp.errors import InfeasibleError
 from autocomp.sweeps import plan
-from autocomp.sweeps.page import page, write_page
+from autocomp.sweeps.page import page
 from autocomp.sweeps.rows import SweepRow
 from autocomp.testing.summaries import fake_summary
 from tests.report.test_html import Page
@@ -125,7 +125,8 @@ def test_a_browser_draws_every_picture(swept: Any, tmp_path: Path, width: int) -
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine: the page was not drawn")
-    path = write_page(*swept, tmp_path / "sweep.html")
+    path = tmp_path / "sweep.html"
+    path.write_text(page(*swept), encoding="utf-8")
     done = subprocess.run(
         [
             *(chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"),
