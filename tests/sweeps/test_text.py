@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autocomp.errors import ConfigError, InfeasibleError
+from autocomp.report import format as fmt
 from autocomp.sweeps import plan
 from autocomp.sweeps.preview import Preview
 from autocomp.sweeps.rows import SweepRow, exit_code
@@ -14,8 +15,8 @@ from autocomp.sweeps.text import preview_table, sweep_table
 from autocomp.testing.summaries import fake_summary
 
 
-def shown(renderable: object) -> str:
-    console = Console(width=200)
+def shown(renderable: object, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -40,6 +41,12 @@ def test_one_line_a_search_then_the_reasons(tmp_path: Path) -> None:
     assert f"{failed.name}: no such [file]" in text
     assert str(tmp_path / "sweep.html") in text.replace("\n", "")
 
+    narrow = shown(sweep_table(sweep, [done, missed, refused, failed]), width=80)
+    assert "left out for want of room: engines" in narrow
+    line = next(line for line in narrow.splitlines() if " 4MB " in line)
+    for cell in (fmt.size(done.file_bytes), fmt.score(done.score_test, done.metric), fmt.latency(done.latency_ms)):
+        assert cell in line, "numbers are never cut"
+
 
 def test_what_is_not_known_is_not_shown_as_a_number(tmp_path: Path) -> None:
     sweep = plan.read({}, {}, tmp_path)
@@ -51,6 +58,6 @@ def test_what_is_not_known_is_not_shown_as_a_number(tmp_path: Path) -> None:
     text = shown(preview_table(sweep, lines))
     cells = [line.split() for line in text.splitlines()]
     assert ["a", "finished", "10/10", "5/5", "3", "–"] in cells
-    assert ["b", "begun", "4/10", "–", "–", "1", "min", "15", "s"] in cells
+    assert ["b", "begun", "4/10", "–", "–", "about", "1", "min", "15", "s"] in cells
     assert ["c", "new", "0/10", "–", "–", "unknown"] in cells
     assert "1 of 3 finished; about 1 min 15 s for 1, unknown for 1\n" in text
