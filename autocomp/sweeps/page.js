@@ -53,7 +53,7 @@
       if (s.budget_bytes !== null) lines.set(s.budget_bytes, key === "budget" ? tones()[values(key).indexOf(s.budget) % tones().length] : colour("grey"));
     }
     return [...lines].map(([bytes, color]) => ({
-      type: "line", x0: bytes / 1e6, x1: bytes / 1e6, y0: 0, y1: 1, yref: "paper", layer: "between", line: { color, width: 1, dash: "dot" },
+      type: "line", x0: bytes / 1e6, x1: bytes / 1e6, y0: 0, y1: 1, yref: "paper", line: { color, width: 1, dash: "dot" },
     }));
   }
 
