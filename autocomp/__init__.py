@@ -1,7 +1,8 @@
 """autocomp: hardware-aware compression search for trained PyTorch networks.
 
-``autocomp.search`` finds the Pareto front, ``autocomp.load`` opens a file, ``autocomp.verify`` measures again
-what a run claims, ``autocomp.report`` rebuilds its report. Heavy packages are imported when first needed.
+``autocomp.search`` finds the Pareto front, ``autocomp.sweep`` those of many models, targets and budgets,
+``autocomp.load`` opens a file, ``autocomp.verify`` measures again what a run claims, ``autocomp.report`` rebuilds its
+report. Heavy packages are imported when first needed.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["AutocompError", "__version__", "load", "report", "search", "verify"]
+__all__ = ["AutocompError", "__version__", "load", "report", "search", "sweep", "verify"]
 
 if TYPE_CHECKING:
-    from autocomp.api import search
+    from autocomp.api import search, sweep
     from autocomp.errors import AutocompError
     from autocomp.loading import load
     from autocomp.pipeline import report, verify
 
 _HOMES = {
     "search": "autocomp.api",
+    "sweep": "autocomp.api",
     "load": "autocomp.loading",
     "report": "autocomp.pipeline",
     "verify": "autocomp.pipeline",

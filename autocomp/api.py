@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from autocomp.errors import InfeasibleError
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+    from autocomp.sweeps.rows import SweepRow
 
 
 class Best:
@@ -130,3 +133,59 @@ def search(
     settings = dataclasses.replace(settings, model="<object>", data="<object>")
     workload = from_objects(model, data, settings)
     return Result(pipeline.search(settings, progress or Silent(), fresh=fresh, workload=workload))
+
+
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        rows: one a search, in the order of the file.
+        folder: the sweep's folder; ``sweep.html`` in it compares all fronts.
+    """
+
+    def __init__(self, rows: list[SweepRow], folder: Path) -> None:
+        self.rows, self.folder = rows, folder
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a search, columns as in ``sweep.csv``."""
+        from autocomp.sweeps.rows import frame
+
+        return frame(self.rows)
+
+
+def sweep(
+    source: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    **options: Any,
+) -> SweepResult:
+    """Search models x targets x budgets x seeds, with shared caches; called again, it goes on where it stopped.
+
+    Args:
+        source: TOML file with [sweep] and [search] (docs/sweeps.md), or the same as a mapping:
+            ``{"sweep": {"models": ["resnet18"], "budgets": ["2MB", "4MB"]}, "search": {"preset": "quick"}}``.
+        out: the sweep's folder; default: ``runs/<name of the file>``.
+        progress: receiver of progress; default: silent.
+        fresh: start over in a folder that holds an earlier sweep.
+        **options: common to all searches, over those of [search].
+
+    Returns:
+        The result; ``result.table`` has a row a search. One that could not be done is a row with its reason.
+
+    Raises:
+        ConfigError: something in ``source`` is wrong.
+        StorageError: the folder belongs to something else, is in use, or cannot be written.
+    """
+    from contextlib import nullcontext
+
+    from autocomp.sweeps import plan, runner
+
+    asked = plan.read(
+        source if isinstance(source, Mapping) else Path(source), options, Path(out) if out is not None else None
+    )
+    receiver = progress or Silent()
+    rows = runner.run(asked, progress=lambda: nullcontext(receiver), say=receiver.note, fresh=fresh)
+    return SweepResult(rows, asked.folder)

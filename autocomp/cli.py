@@ -18,6 +18,7 @@ from autocomp import terminal
 from autocomp.cli_options import (
     BatchSize,
     Budget,
+    Cache,
     Cluster,
     Config,
     Data,
@@ -47,6 +48,7 @@ from autocomp.cli_options import (
     Verbose,
     Weights,
 )
+from autocomp.cli_sweep import sweep
 from autocomp.errors import AutocompError, ConfigError
 
 app = typer.Typer(
@@ -100,6 +102,7 @@ def search(
     executor: ExecutorName = None,
     seed: Seed = None,
     out: Out = None,
+    cache: Cache = None,
     config: Config = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds an earlier run.")] = False,
     json: Json = False,
@@ -115,7 +118,7 @@ def search(
 
         with live.terminal(quiet, verbose, stages=live.SEARCH_STAGES) as progress:
             if verbose:
-                _say_origins(progress, settings, provenance)
+                terminal.say_origins(progress.note, settings, provenance)
             summary = pipeline.search(settings, progress, fresh=fresh)
         if json:
             terminal.print_json(summary.to_json(brief=True))
@@ -128,6 +131,9 @@ def search(
                 terminal.complain(answer(summary))
             return 3
     return 0
+
+
+app.command()(sweep)
 
 
 @app.command()
@@ -144,6 +150,7 @@ def survey(
     jobs: Jobs = None,
     seed: Seed = None,
     out: Out = None,
+    cache: Cache = None,
     config: Config = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -158,7 +165,7 @@ def survey(
 
         with live.terminal(quiet, verbose) as progress:
             if verbose:
-                _say_origins(progress, settings, provenance)
+                terminal.say_origins(progress.note, settings, provenance)
             rows = pipeline.survey(settings, progress)
         if json:
             terminal.print_json({"run": str(settings.out.absolute()), "prices": rows})
@@ -323,15 +330,6 @@ def _resolve(given: dict[str, Any], config_file: Path | None) -> tuple[Any, dict
 
     flags = {name: value for name, value in given.items() if name in config.OPTIONS}
     return config.resolve(flags, config_file)
-
-
-def _say_origins(progress: Any, settings: Any, provenance: dict[str, str]) -> None:
-    """Which settings are not defaults, and where they came from."""
-    from autocomp.config import to_options
-
-    for name, value in to_options(settings).items():
-        if provenance.get(name, "default") != "default":
-            progress.note(f"{name} = {value} ({provenance[name]})")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -72,8 +72,20 @@ Out = Annotated[
     Optional[Path],  # noqa: UP045
     _option("Run folder. (default: runs/<model>-<budget>-<target>-s<seed>)", _RUN, "FOLDER"),
 ]
+Cache = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("Folder of prices and measurements that runs share. (default: the run's own)", _RUN, "FOLDER", "--cache"),
+]
 Config = Annotated[
     Optional[Path],  # noqa: UP045
     _option("TOML file of these options; flags win over it.", _RUN, "FILE", "--config"),
+]
+SweepFile = Annotated[
+    Path,
+    typer.Argument(help="TOML file with [sweep] and [search] (docs/sweeps.md).", metavar="FILE", show_default=False),
+]
+SweepOut = Annotated[
+    Optional[Path],  # noqa: UP045
+    _option("The sweep's folder. (default: runs/<name of the file>)", _RUN, "FOLDER", "--out"),
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN", show_default=False)]

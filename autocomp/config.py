@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autocomp.core import plugins, shipped
+from autocomp.core.quantities import parse_budget, parse_drop, parse_duration, parse_size, split
 from autocomp.core.settings import HIDDEN, PRESETS, Settings
-from autocomp.core.settings_file import to_options, write_config
-from autocomp.errors import ConfigError, UnknownNameError, UnsupportedError
+from autocomp.errors import AutocompError, ConfigError, UnknownNameError, UnsupportedError
 
-__all__ = ["OPTIONS", "parse_drop", "parse_duration", "parse_size", "resolve", "to_options", "write_config"]
-
-_SIZE_UNITS = {
-    "": 1,
-    "b": 1,
-    **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
-    **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
-}
-_TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-zA-Zµ%]*)\s*", re.ASCII | re.IGNORECASE)
 _FINISHES = ("none", "ptq")
 _FACTORY_FORMS = ("package.module:factory", "path/file.py:factory")
 _MODEL_FORMS = ("torchvision:NAME", "timm:NAME", *_FACTORY_FORMS)
@@ -32,78 +21,9 @@ _DATA_FORMS = ("digits", "imagefolder:PATH", "npz:PATH", *_FACTORY_FORMS)
 _FRACTION_METRICS = ("accuracy", "top5", "f1_macro")
 
 
-def _split(value: Any) -> tuple[float, str] | None:
-    """Number and unit of "4MB", None where there is no finite number."""
-    match = _NUMBER.fullmatch(str(value))
-    if match is None or isinstance(value, bool):
-        return None
-    number = float(match.group(1))
-    return (number, match.group(2)) if math.isfinite(number) else None
-
-
-def parse_size(value: Any, name: str = "size") -> int:
-    """Bytes from "4MB" (4,000,000), "4MiB" (4,194,304), "512kB", "4000000" or a number; fractions are cut off.
-
-    Raises:
-        ConfigError: no size, or less than one byte.
-    """
-    parts = _split(value)
-    unit = _SIZE_UNITS.get(parts[1].lower()) if parts else None
-    if parts is None or unit is None:
-        raise ConfigError(f"{name} = {value!r}: not a size; write 4MB (4,000,000 bytes), 4MiB, 512kB or plain bytes")
-    size = int(parts[0] * unit)
-    if size < 1:
-        raise ConfigError(f"{name} = {value!r}: a size is at least 1 byte; write 4MB, 4MiB, 512kB or plain bytes")
-    return size
-
-
-def parse_budget(value: Any, name: str = "budget") -> tuple[int | None, str]:
-    """(bytes, text); bytes is None for a percentage, which needs the model's size.
-
-    Raises:
-        ConfigError: neither a size nor a percentage, or not above 0.
-    """
-    parts = _split(value)
-    if parts is None or parts[1] != "%":
-        size = parse_size(value, name)
-        return size, str(value).strip()
-    if parts[0] <= 0:
-        raise ConfigError(f"{name} = {value!r}: must be above 0 %; write 12% (of the float32 file) or 4MB")
-    return None, f"{parts[0]:.12g}%"
-
-
-def parse_duration(value: Any, name: str = "duration") -> float:
-    """Seconds from "2ms", "1.5s", "300us", "10min", "1h" or a number of seconds.
-
-    Raises:
-        ConfigError: no duration, or not above 0.
-    """
-    parts = _split(value)
-    unit = _TIME_UNITS.get(parts[1].lower()) if parts else None
-    if parts is None or unit is None:
-        raise ConfigError(f"{name} = {value!r}: not a duration; write 2ms, 1.5s, 300us or 10min")
-    if parts[0] <= 0:
-        raise ConfigError(f"{name} = {value!r}: must be above 0; write 2ms, 1.5s, 300us or 10min")
-    return parts[0] * unit if unit >= 1 else parts[0] / round(1 / unit)
-
-
-def parse_drop(value: Any, name: str = "max_drop") -> float:
-    """Loss of the metric from "1%" (0.01) or "0.01".
-
-    Raises:
-        ConfigError: no number, or below 0.
-    """
-    parts = _split(value)
-    if parts is None or parts[1] not in ("", "%"):
-        raise ConfigError(f"{name} = {value!r}: not a drop; write 1% (one point of the metric) or 0.01")
-    if parts[0] < 0:
-        raise ConfigError(f"{name} = {value!r}: must be 0 or more; write 1% or 0.01")
-    return parts[0] / 100 if parts[1] == "%" else parts[0]
-
-
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:
     def parse(value: Any, name: str) -> int:
-        parts = _split(value)
+        parts = split(value)
         if parts is None or parts[1] or parts[0] != int(parts[0]) or not low <= parts[0] <= high:
             raise ConfigError(f"{name} = {value!r}: allowed are whole numbers from {low} to {high}")
         return int(parts[0])
@@ -198,6 +118,13 @@ def _data(value: Any, name: str) -> str:
     return text
 
 
+def _folder(value: Any, name: str) -> Path:
+    path = Path(_text(str(value), name)).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{name} = {str(value)!r}: this is a file; give a folder")
+    return path
+
+
 def _storage(value: Any, name: str) -> str:
     text = _text(value, name)
     if "://" not in text:
@@ -226,7 +153,7 @@ def _resources(value: Any, name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for item in _text(value, name).split(","):
         label, _, amount = (part.strip() for part in item.partition("="))
-        parts = _split(amount)
+        parts = split(amount)
         if not label or parts is None or parts[1] or parts[0] <= 0:
             raise ConfigError(f"{name} = {str(value)!r}: {item.strip()!r} is no NAME=AMOUNT above 0, such as gpu=1")
         found[label.upper() if label.lower() in ("cpu", "gpu") else label] = parts[0]
@@ -266,11 +193,38 @@ _PARSERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "finish": ("finish", _finish),
     "seed": ("seed", _whole(0, 2**32 - 1)),
     "out": ("out", lambda value, name: Path(str(value)).expanduser()),
+    "cache": ("cache", lambda value, name: _folder(value, name).absolute()),
 }
 """Option → (field of the settings, parser of (value, name for messages)); the budget sets two fields."""
 
 OPTIONS = ("budget", *_PARSERS)
 """Names of options, as in config files; flags have dashes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value that somebody set.
+
+    Attributes:
+        value: text or number, as it was written.
+        label: the option as the user wrote it, for messages ("--budget", "run.toml: budget").
+        source: "flag" or the file.
+    """
+
+    value: Any
+    label: str
+    source: str = "flag"
+
+    @staticmethod
+    def flags(values: Mapping[str, Any]) -> dict[str, Given]:
+        """Option → value, for every flag that was given.
+
+        Raises:
+            UnknownNameError: no such option.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        check_known(given, "option")
+        return {name: Given(value, f"--{name.replace('_', '-')}") for name, value in given.items()}
 
 
 def resolve(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
@@ -287,18 +241,27 @@ def resolve(flags: Mapping[str, Any], config_file: Path | None = None) -> tuple[
         UnknownNameError: an option, target, space, sampler, metric or preset that nothing answers to.
         ConfigError, UnsupportedError: a value that is not allowed.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    _known(given, "option")
+    given = Given.flags(flags)
     from_file = {} if config_file is None else _read(config_file)
+    return settle({**{k: Given(v, f"{config_file}: {k}", str(config_file)) for k, v in from_file.items()}, **given})
+
+
+def settle(given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
+    """Settings from option → value over defaults, and option → "default" or the value's source.
+
+    Raises:
+        UnknownNameError, ConfigError, UnsupportedError: a value that is not allowed; for one from a file the message
+            names the file and the key.
+    """
     fields: dict[str, Any] = {}
-    provenance = dict.fromkeys(OPTIONS, "default")
-    for source, values in ((str(config_file), from_file), ("flag", given)):
-        for option, value in values.items():
-            if source != "flag" and option in given:
-                continue
-            label = f"--{option.replace('_', '-')}" if source == "flag" else f"{source}: {option}"
-            fields |= _parsed(option, value, label)
-            provenance[option] = source
+    for option, item in given.items():
+        try:
+            fields |= _parsed(option, item.value, item.label)
+        except AutocompError as error:
+            if item.source == "flag" or item.label in str(error):
+                raise
+            raise error.at(item.label) from None
+    provenance = dict.fromkeys(OPTIONS, "default") | {option: item.source for option, item in given.items()}
     settings = Settings(**fields)
     if settings.max_drop is not None and settings.max_drop >= 1 and settings.metric in _FRACTION_METRICS:
         raise ConfigError(
@@ -327,12 +290,28 @@ def _placed(settings: Settings) -> Settings:
 
 def default_out(settings: Settings) -> Path:
     """``runs/<model>-<budget>-<target>-s<seed>``, in characters that any file system takes."""
-    kind, colon, name = settings.model.rpartition(":")
-    model = f"{Path(kind).stem}-{name}" if colon else name
-    target = Path(settings.target).stem if settings.target.endswith(".toml") else settings.target
-    budget = settings.budget_text.replace("%", "pct") or "free"
-    parts = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in (model, budget, target))
-    return Path("runs") / "-".join([*parts, f"s{settings.seed}"])
+    return Path("runs") / run_name(settings, model_label(settings.model))
+
+
+def run_name(settings: Settings, model: str) -> str:
+    """``<model>-<budget>-<target>-s<seed>``."""
+    budget = _plain(settings.budget_text.replace("%", "pct")) or "free"
+    return f"{model}-{budget}-{target_label(settings.target)}-s{settings.seed}"
+
+
+def model_label(spec: str) -> str:
+    """A model spec as a short name: "path/net.py:make" → "net-make"."""
+    kind, colon, name = spec.rpartition(":")
+    return _plain(f"{Path(kind).stem}-{name}" if colon else name)
+
+
+def target_label(target: str) -> str:
+    """The name of a target; of a TOML file its stem."""
+    return _plain(Path(target).stem if target.endswith(".toml") else target)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
 
 
 def _parsed(option: str, value: Any, label: str) -> dict[str, Any]:
@@ -344,21 +323,26 @@ def _parsed(option: str, value: Any, label: str) -> dict[str, Any]:
     return {field: parser(value, label)}
 
 
-def _known(names: Mapping[str, Any], kind: str) -> None:
+def check_known(names: Iterable[str], kind: str) -> None:
+    """UnknownNameError where a name is no option."""
     for name in names:
         if name not in OPTIONS:
             raise UnknownNameError(kind, name, OPTIONS)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, label: str) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError, led by ``label``, where there is none or it cannot be read."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: there is no such file") from error
+        raise ConfigError(f"{label}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from error
+        raise ConfigError(f"{label}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config {path}: not valid TOML: {error}") from error
-    options = {name.replace("-", "_"): value for name, value in data.items()}
-    _known(options, f"option in {path}")
+        raise ConfigError(f"{label}: not valid TOML: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    options = {name.replace("-", "_"): value for name, value in read_toml(path, f"--config {path}").items()}
+    check_known(options, f"option in {path}")
     return options

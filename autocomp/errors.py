@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class AutocompError(Exception):
@@ -33,6 +34,11 @@ class AutocompError(Exception):
     def __init__(self, message: str = "", *, failure: str | None = None) -> None:
         super().__init__(message)
         self.failure = failure
+
+    def at(self, place: str) -> Self:
+        """This error, its message led by where it is ("sweep.toml: targets[1]")."""
+        self.args = (f"{place}: {self}",)
+        return self
 
 
 class ConfigError(AutocompError):

@@ -10,7 +10,7 @@ import math
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ def complain(message: str) -> None:
     """One line on stderr."""
     with contextlib.suppress(OSError, ValueError):  # a terminal that went away takes nothing else with it
         print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr."""
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def say_origins(say: Callable[[str], None], settings: Any, provenance: dict[str, str]) -> None:
+    """Which settings are not defaults, and where they came from."""
+    from autocomp.core.settings_file import to_options
+
+    for name, value in to_options(settings).items():
+        if provenance.get(name, "default") != "default":
+            say(f"{name} = {value} ({provenance[name]})")
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ def test_every_option_reaches_the_settings(search: Recorder, tmp_path: Path) -> 
     arguments += " --target cpu-onnxruntime --batch-size 1,16 --space quick --preset quick --trials 9 --timeout 1min"
     arguments += " --sampler tpe --storage sqlite:///s.db --jobs 2 --finish none"
     arguments += " --cluster auto --resources gpu=1,target_orin=0.5 --executor ray_tune"
-    arguments += " --seed 4 --out here --fresh --json"
+    arguments += " --seed 4 --out here --cache /shared --fresh --json"
     assert cli.run(arguments.split()) == 0
     assert search.options == {"fresh": True}
     assert search.settings == Settings(
@@ -110,6 +110,7 @@ def test_every_option_reaches_the_settings(search: Recorder, tmp_path: Path) -> 
         finish="none",
         seed=4,
         out=Path("here"),
+        cache=Path("/shared"),
     )
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from autocomp import config
 from autocomp.core.settings import Settings
+from autocomp.core.settings_file import to_options, write_config
 from autocomp.errors import AutocompError, ConfigError, UnknownNameError, UnsupportedError
 
 
@@ -221,24 +222,25 @@ def _full_settings(tmp_path: Path) -> Settings:
         finish="none",
         seed=9,
         out=tmp_path / "out",
+        cache=tmp_path / "cache",
     )
 
 
 def test_the_written_file_reads_back_equal(tmp_path: Path) -> None:
     for settings in (Settings(), _full_settings(tmp_path), config.resolve({"budget": "12%"})[0]):
-        config.write_config(settings, tmp_path / "config.toml")
+        write_config(settings, tmp_path / "config.toml")
         assert config.resolve({}, tmp_path / "config.toml")[0] == settings
 
 
 def test_every_setting_is_an_option(tmp_path: Path) -> None:
     full = _full_settings(tmp_path)
-    written = config.to_options(dataclasses.replace(full, cluster="auto"))
+    written = to_options(dataclasses.replace(full, cluster="auto"))
     assert set(written) == set(config.OPTIONS)
 
 
 @given(st.floats(min_value=1e-9, max_value=1e6, allow_nan=False), st.integers(1, 2**50))
 def test_numbers_survive_the_file_exactly(seconds: float, size: int) -> None:
-    options = config.to_options(Settings(max_latency_s=seconds, max_engine_bytes=size, budget_bytes=size))
+    options = to_options(Settings(max_latency_s=seconds, max_engine_bytes=size, budget_bytes=size))
     read = config.resolve(options)[0]
     assert (read.max_latency_s, read.max_engine_bytes, read.budget_bytes) == (seconds, size, size)
 

@@ -64,6 +64,7 @@ class Settings:
         finish: "none", "ptq" or "qat".
         seed: everything random derives from it.
         out: the run folder.
+        cache: folder of prices, coded tensors and measurements that runs may share, or None for the run's own.
     """
 
     model: str = "resnet18"
@@ -92,6 +93,7 @@ class Settings:
     finish: str = "ptq"
     seed: int = 0
     out: Path = Path("runs")
+    cache: Path | None = None
 
     @property
     def executor_name(self) -> str:
@@ -118,7 +120,8 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs comparable: another value is another run folder.
 
-        Trials, timeout, jobs, cluster, resources, executor, budget limits and finish may change between resumptions.
+        Trials, timeout, jobs, cluster, resources, executor, cache, budget limits and finish may change between
+        resumptions.
         """
         keys = (
             "model",

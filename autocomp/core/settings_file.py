@@ -40,6 +40,7 @@ def to_options(settings: Settings) -> dict[str, Any]:
         "finish": settings.finish,
         "seed": settings.seed,
         "out": str(settings.out),
+        "cache": str(settings.cache) if settings.cache is not None else None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -1,31 +1,20 @@
-"""report.html: one page that needs nothing but itself, readable for years.
-
-The page holds its styles, its script, plotly.js (4.8 MB, the only bundle the package ships) and its
-numbers; a Content-Security-Policy in its head forbids the browser to load anything else. Every text
-that comes from a run is escaped by the template engine, in hover texts and in the embedded JSON too.
-"""
+"""report.html: one page that needs nothing but itself."""
 
 from __future__ import annotations
 
 import base64
 import html
-import importlib.resources
-import json
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.settings import Settings
 from autocomp.errors import StorageError
+from autocomp.report import assets, plots
 from autocomp.report import format as fmt
-from autocomp.report import plots
-
-if TYPE_CHECKING:
-    import jinja2
 
 LIMITS = {"max_latency_s": "--max-latency", "max_engine_bytes": "--max-engine-size", "max_drop": "--max-drop"}
 FLAGS = (
@@ -58,40 +47,20 @@ def write_html(summary: RunSummary, path: Path, plotly_inline: bool = True, *, p
 
 def page(summary: RunSummary, *, plotly_inline: bool = True, picture: bytes | None = None) -> str:
     """The page as text; arguments as in :func:`write_html`."""
-    from markupsafe import Markup
-
-    assets = importlib.resources.files("autocomp.report")
-    return (
-        _environment()
-        .from_string((assets / "page.html").read_text(encoding="utf-8"))
-        .render(
-            s=summary,
-            fmt=fmt,
-            command=command(summary),
-            settings=_flat(summary.settings),
-            environment=_flat(summary.environment),
-            final=[r for r in (summary.best, summary.float32, *summary.baselines.values()) if r is not None],
-            slower=_slower(summary),
-            legend=fmt.legend(r for r in (*summary.pareto, summary.best) if r is not None),
-            css=Markup((assets / "page.css").read_text(encoding="utf-8")),
-            js=Markup((assets / "page.js").read_text(encoding="utf-8")),
-            plotly=Markup(_plotly()) if plotly_inline else "",
-            data=Markup(_embedded(chart_data(summary))),
-            picture=base64.b64encode(plots.png(summary) if picture is None else picture).decode(),
-        )
+    return assets.render(
+        "report/page",
+        chart_data(summary),
+        plotly_inline=plotly_inline,
+        s=summary,
+        fmt=fmt,
+        command=command(summary),
+        settings=_flat(summary.settings),
+        environment=_flat(summary.environment),
+        final=[r for r in (summary.best, summary.float32, *summary.baselines.values()) if r is not None],
+        slower=_slower(summary),
+        legend=fmt.legend(r for r in (*summary.pareto, summary.best) if r is not None),
+        picture=base64.b64encode(plots.png(summary) if picture is None else picture).decode(),
     )
-
-
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
 
 
 def command(summary: RunSummary) -> str:
@@ -171,7 +140,7 @@ def chart_data(summary: RunSummary) -> dict[str, Any]:
         "best": [] if summary.best is None else [summary.best],
     }
     return {
-        "groups": {name: [_point(r, summary) for r in rows] for name, rows in groups.items()},
+        "groups": {name: [point(r, summary) for r in rows] for name, rows in groups.items()},
         "budget_bytes": summary.budget_bytes,
         "budget": fmt.size(summary.budget_bytes),
         "max_latency_ms": 1000 * summary.constraints["max_latency_s"]
@@ -195,7 +164,8 @@ def chart_data(summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def _point(row: Row, summary: RunSummary) -> dict[str, Any]:
+def point(row: Row, summary: RunSummary) -> dict[str, Any]:
+    """One network as page scripts draw it."""
     lines = [
         f"{fmt.count(row.file_bytes)} bytes ({fmt.size(row.file_bytes)})",
         f"loss {fmt.loss(row.kl_search)}",
@@ -216,17 +186,3 @@ def _point(row: Row, summary: RunSummary) -> dict[str, Any]:
         "feasible": row.feasible,
         "text": "<br>".join(html.escape(line) for line in lines),
     }
-
-
-def _embedded(data: Any) -> str:
-    """JSON that is safe inside a script element: no "<", ">" or "&" is left, no NaN."""
-    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

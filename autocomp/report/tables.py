@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.errors import CorruptFileError, StorageError
+from autocomp.report.assets import finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ def write_csv(summary: RunSummary, folder: Path) -> list[Path]:
             _text(rows).to_csv(folder / name, index=False, lineterminator="\n")
             written.append(folder / name)
         path = folder / "pareto.json"
-        path.write_text(json.dumps([_finite(r.to_json()) for r in summary.pareto], indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps([finite(r.to_json()) for r in summary.pareto], indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder}: cannot write tables: {error.strerror}; free or open up the folder") from error
     return [*written, path]
@@ -105,12 +105,3 @@ def _cell(name: str, cell: str) -> Any:
     if name == "feasible":
         return {"True": True, "False": False}[cell]
     return cell if name in ("file", "latency_source") else float(cell)
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with numbers that JSON has no word for as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

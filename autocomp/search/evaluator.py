@@ -70,7 +70,7 @@ class Evaluator:
 
     @cached_property
     def meter(self) -> Meter:
-        return make_meter(self.session.target, self.session.run.cache / "engines", self.session.bench)
+        return make_meter(self.session.target, self.session.shared_cache / "engines", self.session.bench)
 
     # the structures
 

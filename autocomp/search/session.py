@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 
@@ -61,6 +62,11 @@ class Session:
             return None
         facts = (self.bench or LocalBench(self.target)).facts()
         return str(facts["versions"].get("device", facts["cpu"]["model"]))
+
+    @property
+    def shared_cache(self) -> Path:
+        """Folder of what is named by its content (prices, coded tensors, measurements): other runs may use it too."""
+        return self.settings.cache or self.run.cache
 
 
 def open_session(

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
+
 from autocomp.core import plugins
 from autocomp.core.executor import Executor, Factory, Job
 from autocomp.core.outcome import Completed, Failed, Outcome
@@ -19,6 +21,7 @@ from autocomp.search.coordinator import Coordinator
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
+from autocomp.search.records import CACHED
 from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
 from autocomp.search.session import Session
@@ -75,6 +78,19 @@ def open_study(session: Session, progress: Progress) -> StudyStorage:
     run = session.run
     location, lock = session.settings.storage or run.journal, run.cache / "study.lock"
     return open_storage(location, study=study_name(session), lock=lock, say=progress.note)
+
+
+def trials_done(run: RunFolder) -> int:
+    """Evaluations that the run's study holds, of those its present limits are given; the study is only read."""
+    if not run.journal.is_file():
+        return 0
+    with open_storage(run.journal, exclusive=False) as opened:
+        names = optuna.get_all_study_names(opened.storage)
+        studies = [optuna.load_study(study_name=name, storage=opened.storage) for name in names]
+        trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
+    finished = sum(trial.state.is_finished() and CACHED not in trial.user_attrs for trial in trials)
+    file = run.cache / "limits.json"
+    return max(0, finished - (int(json.loads(file.read_text())["started_at"]) if file.is_file() else 0))
 
 
 def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:

@@ -44,7 +44,8 @@ def settings_of(run: RunFolder) -> Settings:
         )
     data["batch_size"] = tuple(data["batch_size"])
     data["out"] = Path(data["out"])
-    data["weights"] = Path(data["weights"]) if data["weights"] else None
+    for key in ("weights", "cache"):
+        data[key] = Path(data[key]) if data.get(key) else None
     return Settings(**data)
 
 
@@ -55,7 +56,7 @@ def summary_of(run: RunFolder) -> RunSummary:
     return RunSummary.from_json(json.loads(run.summary.read_text()))
 
 
-_WHERE_IT_RUNS = ("jobs", "cluster", "resources", "executor", "out")
+_WHERE_IT_RUNS = ("jobs", "cluster", "resources", "executor", "out", "cache")
 """Settings that change nothing in what is found."""
 
 
@@ -64,8 +65,11 @@ def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
     if not run.summary.is_file():
         return None
     summary = summary_of(run)
-    asked = {k: v for k, v in settings.to_json().items() if k not in _WHERE_IT_RUNS}
-    made = {k: v for k, v in summary.settings.items() if k not in _WHERE_IT_RUNS}
+    free = list(_WHERE_IT_RUNS)
+    if settings.budget_text.endswith("%"):
+        free.append("budget_bytes")  # what the percentage comes to is known once the model is loaded
+    asked = {k: v for k, v in settings.to_json().items() if k not in free}
+    made = {k: v for k, v in summary.settings.items() if k not in free}
     if json.loads(json.dumps(asked)) != made:
         return None
     files = [r.file for r in (summary.best, *summary.pareto) if r is not None and r.file]

@@ -24,6 +24,7 @@ def survey_session(session: Session, progress: Progress) -> Evaluator:
         calibration=session.calibration,
         sensitivity=session.settings.spend.sensitivity,
         cache=session.run.cache,
+        shared=session.shared_cache,
         progress=progress,
         seed=session.settings.seed,
     )

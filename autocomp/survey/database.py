@@ -11,8 +11,10 @@ and renamed into place, so a file that is there is complete.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +76,32 @@ def write_unit(path: Path, entries: Mapping[str, Entry], seconds: float) -> None
         write_atomic(path, b"".join((MAGIC, struct.pack("<I", len(text)), text, *parts)))
 
 
+def add_to_unit(path: Path, entries: Mapping[str, Entry], seconds: float) -> bool:
+    """Write entries beside those that the file holds; several processes may do so at the same time.
+
+    What is in the file stays as it is: another process may have read it already.
+
+    Args:
+        path: a unit's file, made where there is none or a damaged one.
+        entries: by canonical key of their choice.
+        seconds: that they took; added to those of the others.
+
+    Returns:
+        Whether all of ``entries`` went in; False where another process was faster with one of them.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back by the kernel however its holder ends
+        known = readable(path)
+        held = {k: known.entry(k) for k in known.choices()} if known is not None else {}
+        write_unit(path, dict(entries) | held, seconds + (known.seconds if known is not None else 0.0))
+        return held.keys().isdisjoint(entries)
+    finally:
+        os.close(lock)
+
+
 class UnitFile:
     """A unit's file, mapped into memory; entries are cut out of it on demand.
 
@@ -125,6 +153,14 @@ class UnitFile:
     def records(self, key: str) -> dict[str, bytes]:
         """Coded tensors of a choice; KeyError where it was not priced."""
         return {name: self._cut(span) for name, span in self._entries[key]["records"].items()}
+
+
+def readable(path: Path) -> UnitFile | None:
+    """The file, or None where there is none or it is damaged (it is then made anew)."""
+    try:
+        return UnitFile(path) if path.is_file() else None
+    except CorruptFileError:
+        return None
 
 
 @dataclass(eq=False)

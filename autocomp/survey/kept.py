@@ -39,6 +39,11 @@ class Kept:
         while self._bytes > self._limit and len(self._entries) > 1:
             self._bytes -= _size(self._entries.popitem(last=False)[1])
 
+    def forget(self, unit: str) -> None:
+        """Give up every tensor of a unit."""
+        for key in [k for k in self._entries if k[0] == unit]:
+            self._bytes -= _size(self._entries.pop(key))
+
 
 def _size(tensors: Mapping[str, Encoding]) -> int:
     return sum(encoding.memory_bytes for encoding in tensors.values())

@@ -48,7 +48,7 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
     Args:
         network: what was surveyed.
         space: its units and choices.
-        cache: folder.
+        cache: the run's folder, which holds the index.
         kept: tensors that are in memory already.
 
     Raises:
@@ -57,14 +57,15 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
     path = cache / INDEX
     try:
         index = json.loads(path.read_text())
-        database = Database({u: cache / "survey" / index["units"][u] for u in space.units}, kept or Kept())
+        folder = cache / index.get("folder", "survey")
+        database = Database({u: folder / index["units"][u] for u in space.units}, kept or Kept())
         storage = {u.name: _storage_prices(database, u, space.storage_choices(u)) for u in space.units.values()}
         execution, seconds = {}, sum(database.seconds(u) for u in space.units)
         if index["execution"] is not None:
-            file = UnitFile(cache / "survey" / index["execution"])
+            file = UnitFile(folder / index["execution"])
             seconds += file.seconds
             execution = _execution_prices(file, space, index["execution_bytes"])
-        measured = {n: UnitFile(cache / "survey" / f) for n, f in index["structure"].items()}
+        measured = {n: UnitFile(folder / f) for n, f in index["structure"].items()}
         seconds += sum(f.seconds for f in measured.values())
         structure = {}
         if measured:
@@ -84,6 +85,17 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
         seconds={"survey": seconds},
     )
     return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
+
+
+def priced(cache: Path) -> tuple[int, int]:
+    """Files of prices that are there, and files that the index in ``cache`` names; (0, 0) where it cannot be read."""
+    try:
+        index = json.loads((cache / INDEX).read_text())
+        folder = cache / index.get("folder", "survey")
+        names = [*index["units"].values(), *index["structure"].values(), *filter(None, [index["execution"]])]
+    except (OSError, ValueError, KeyError):
+        return 0, 0
+    return sum((folder / name).is_file() for name in names), len(names)
 
 
 def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ from autocomp.core.run_folder import storage_errors, write_atomic
 from autocomp.core.space import SearchSpace, unit_and_axis
 from autocomp.core.steps import Choice
 from autocomp.core.workload import Workload
-from autocomp.errors import CorruptFileError, DataError
+from autocomp.errors import DataError
 from autocomp.evaluators import artifact
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
-from autocomp.survey.database import UnitFile, write_unit
+from autocomp.survey.database import add_to_unit, readable, write_unit
 from autocomp.survey.effects import Effects
 from autocomp.survey.execution import candidate_values, execution_choices, price_execution, value_owners
 from autocomp.survey.hessians import Hessians
@@ -50,6 +51,7 @@ def survey(
     calibration: Sequence[Tensor],
     sensitivity: int,
     cache: Path,
+    shared: Path | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Survey:
@@ -65,7 +67,9 @@ def survey(
         profile: gives the placement of activation quantizers.
         calibration: inputs [n, ...] in batches, for Hessians, statistics and ranges.
         sensitivity: logit changes are measured on the first so many of them.
-        cache: folder for the results.
+        cache: the run's folder; the index of the results goes there.
+        shared: folder of the results, named by what they depend on: other runs may use it at the same time;
+            default: ``cache``.
         progress: one step a unit.
         seed: of the sketch and of sampled positions.
 
@@ -79,15 +83,16 @@ def survey(
     images = torch.cat(list(calibration))
     few = images[:sensitivity]
     key = settings_key(workload, network, images, len(few), seed)
-    files = {unit.name: cache / "survey" / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
+    folder = (shared or cache) / "survey"
+    files = {unit.name: folder / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
     missing = {name: _missing(files[name], space.storage_choices(space.units[name])) for name in files}
-    activations = cache / "survey" / f"{execution_key(key, network, space, profile)}.unit"
+    activations = folder / f"{execution_key(key, network, space, profile)}.unit"
     runs_int8 = bool(execution_choices(space))
     todo = [name for name, choices in missing.items() if choices]
     structural = structure_choices(space)
-    structures = {n: cache / "survey" / f"{structure_key(key, network, space, n)}.unit" for n in structural}
+    structures = {n: folder / f"{structure_key(key, network, space, n)}.unit" for n in structural}
     unpriced = [n for n, file in structures.items() if _missing(file, structural[n])]
-    execution_done = not runs_int8 or _readable(activations) is not None
+    execution_done = not runs_int8 or readable(activations) is not None
     total = len(files) + runs_int8 + len(structural)
     left = len(todo) + (runs_int8 and not execution_done) + len(unpriced)
     progress.stage("survey", total=total, done=total - left)
@@ -135,6 +140,8 @@ def survey(
         progress.advance()
     index = {
         "format": FORMAT,
+        # relative: a folder that holds both may be moved; and no ".." may lead through a link
+        "folder": os.path.relpath(os.path.realpath(folder), os.path.realpath(cache)),
         "units": {name: path.name for name, path in files.items()},
         "execution": activations.name if runs_int8 else None,
         "structure": {name: path.name for name, path in structures.items()},
@@ -172,11 +179,8 @@ def _price_units(
         entries = pricer.visit(layer, unit, missing[unit.name])
         spent[unit.name] = spent.get(unit.name, 0.0) + time.perf_counter() - begin
         if entries is not None:
-            path = files[unit.name]
-            known = _readable(path)
-            kept = {k: known.entry(k) for k in known.choices()} if known is not None else {}
-            earlier = known.seconds if known is not None else 0.0
-            write_unit(path, kept | {c.key(): e for c, e in entries.items()}, earlier + spent[unit.name])
+            if not add_to_unit(files[unit.name], {c.key(): e for c, e in entries.items()}, spent[unit.name]):
+                pricer.kept.forget(unit.name)  # the file's tensors are another process's
             progress.advance(unit=unit.name)
 
 
@@ -233,15 +237,7 @@ def _overheads(
     return {"fixed_bytes": fixed - inside, "execution_bytes": execution}
 
 
-def _readable(path: Path) -> UnitFile | None:
-    """The file, or None where there is none or it is damaged (it is then made anew)."""
-    try:
-        return UnitFile(path) if path.is_file() else None
-    except CorruptFileError:
-        return None
-
-
 def _missing(path: Path, choices: Sequence[Choice]) -> list[Choice]:
     """Choices that the file does not hold."""
-    file = _readable(path)
+    file = readable(path)
     return [c for c in choices if file is None or c.key() not in file]

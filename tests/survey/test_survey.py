@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from autocomp.errors import CorruptFileError, DataError
 from autocomp.evaluators import artifact
 from autocomp.evaluators.quality import kl_divergence
 from autocomp.graph.simulate import simulated
+from autocomp.survey.database import UnitFile
 from autocomp.survey.stored import Survey, load_survey, sensitivity_table
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 from autocomp.transforms.stitch import stitch
@@ -156,6 +159,51 @@ def test_only_new_choices_are_priced(case: Case, found: Survey, tmp_path: Path) 
         np.testing.assert_allclose(prices.kl, found.prices.storage[unit].kl, rtol=1e-3, atol=1e-7)
     narrow = load_survey(case.network, case.space(), tmp_path)
     assert_same(narrow.prices, wider.prices)
+
+
+def test_a_shared_folder_is_priced_once_and_may_be_moved(case: Case, found: Survey, tmp_path: Path) -> None:
+    shared = tmp_path / "all" / "shared"
+    first = case.survey(tmp_path / "all" / "a", shared=shared)
+    written = {p: p.stat().st_mtime_ns for p in (shared / "survey").iterdir()}
+    progress = Interrupt(100)
+    second = case.survey(tmp_path / "all" / "b", shared=shared, progress=progress)
+    assert progress.done == len(written) - 1  # all of them but the lock
+    assert {p: p.stat().st_mtime_ns for p in (shared / "survey").iterdir()} == written
+    (tmp_path / "all").rename(tmp_path / "moved")
+    moved = load_survey(case.network, case.space(), tmp_path / "moved" / "b")
+    for survey in (first, second, moved):
+        assert_same(survey.prices, found.prices)
+
+
+ADDS = """
+import pathlib, sys
+import numpy as np
+from autocomp.survey.database import Entry, add_to_unit
+path, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+for i in range(40):
+    own = {f"{name}{i}": Entry(kl=float(i), delta=np.ones(3, np.float32), records={"w": name.encode()})}
+    both = {f"both{i}": Entry(kl=float(i), delta=np.ones(3, np.float32), records={"w": name.encode()})}
+    add_to_unit(path, own, 1.0)
+    print(int(add_to_unit(path, both, 1.0)), flush=True)
+"""
+
+
+def test_two_processes_add_to_one_file_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.unit"
+    both = [
+        subprocess.Popen([sys.executable, "-c", ADDS, path, name], stdout=subprocess.PIPE, text=True) for name in "ab"
+    ]
+    first = {}
+    for name, child in zip("ab", both, strict=True):
+        out, _ = child.communicate(timeout=120)
+        assert child.returncode == 0
+        first[name] = [bool(int(line)) for line in out.split()]
+    file = UnitFile(path)
+    assert set(file.choices()) == {f"{name}{i}" for name in ("a", "b", "both") for i in range(40)}
+    assert file.seconds == 160.0
+    for i in range(40):  # one of them was first, was told so, and its tensors stay
+        assert first["a"][i] != first["b"][i]
+        assert file.records(f"both{i}") == {"w": b"a" if first["a"][i] else b"b"}
 
 
 def test_a_group_is_priced_together(case: Case, found: Survey, tmp_path: Path) -> None:
