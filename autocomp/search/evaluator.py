@@ -147,8 +147,9 @@ class Evaluator:
             return artifact.save(path, session.workload, session.network, compressed, self.records(compressed))
 
     def simulated(self, compressed: CompressedModel) -> nn.Module:
-        """A module that computes what the compressed network computes."""
-        return simulated(self.structured(compressed.candidate).network, compressed)
+        """A module that computes what the compressed network computes on the target."""
+        form = self.structured(compressed.candidate)
+        return simulated(form.network, compressed, form.placement.float_type)
 
     def quality(self, compressed: CompressedModel) -> Quality:
         """KL and metric of the simulated network on the search split."""
