@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from autocomp.core.compressed import ActivationQuantizer
+from autocomp.core.encodings import round_e4m3
 from autocomp.graph import float16, ops
 
 Environment = dict[fx.Node, Any]
@@ -21,9 +22,11 @@ def fake_quantize(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """What ONNX QuantizeLinear and DequantizeLinear make of ``x`` (float32, any shape).
 
     ``(clamp(round(x / scale) + zero_point, low, high) - zero_point) * scale``: one float32 division,
-    ties to even, one float32 multiplication.
+    ties to even, one float32 multiplication. In float8 ``E4M3(x / scale) * scale``.
     """
     scale = torch.tensor(quantizer.scale, dtype=torch.float32, device=x.device)
+    if quantizer.precision == "float8":
+        return round_e4m3(x / scale).mul_(scale)
     low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
     return (x / scale).round_().clamp_(low, high).mul_(scale)
 

@@ -14,7 +14,7 @@ from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
 from autocomp.graph import float16
-from autocomp.graph.integers import grids, has_integer_bias, integer_bias, integer_layers, layer_reads
+from autocomp.graph.integers import grids, has_integer_bias, integer_bias, kernel_layers, layer_reads
 from autocomp.graph.program import Program
 
 
@@ -69,7 +69,7 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
     quantizers = grids(network, compressed.activations)
     reads = layer_reads(network)
     state = network.module.state_dict()
-    for name in integer_layers(network, compressed, quantizers):
+    for name in kernel_layers(network, compressed, quantizers):
         layer = network.layers[name]
         weight = compressed.tensors[layer.weight]
         grid = [quantizers[key] for key in reads[name]]
