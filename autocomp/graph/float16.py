@@ -7,7 +7,7 @@ tensor cores take them. What the export keeps in float32 (:mod:`autocomp.runtime
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,15 +34,20 @@ _FOLLOW = frozenset({"add", "div", "mean", "mul", "reciprocal", "rsqrt", "sqrt",
 _BACK = frozenset({"log", "reciprocal", "rsqrt", "sqrt", "std"})
 
 
-def wide_nodes(nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
-    """Nodes, given in order of execution, whose results stay float32."""
+def wide_nodes(nodes: Iterable[fx.Node], quantized: Collection[fx.Node] = ()) -> frozenset[fx.Node]:
+    """Nodes, given in order of execution, whose results stay float32.
+
+    Args:
+        nodes: of a graph.
+        quantized: those whose results are quantized: what reads them gets float16.
+    """
     wide: set[fx.Node] = set()
     large: set[fx.Node] = set()  # results that may be out of float16's range
     for node in nodes:
         name = ops.op_name(node) if node.op == "call_function" else ""
         if name in _WIDE or (name in _FOLLOW and large.intersection(ops.inputs_of(node))):
             wide.add(node)
-            if name not in _BACK:
+            if name not in _BACK and node not in quantized:
                 large.add(node)
     return frozenset(wide)
 

@@ -113,9 +113,10 @@ class Program:
                 result = float16.rounded(result)
             if node in observe:
                 observe[node](node, result)
-            if node in quantizers:
+            if node in quantizers and wide is None:
                 result = fake_quantize(result, quantizers[node])
-                result = result if wide is None else float16.rounded(result)
+            elif node in quantizers:
+                result = float16.rounded(fake_quantize(float16.rounded(result), quantizers[node]))
             environment[node] = result
             for dead in self._dead[i]:
                 environment.pop(dead, None)

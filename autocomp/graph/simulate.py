@@ -52,7 +52,7 @@ class Simulation(nn.Module):
         if float_type == "float16":
             self._tensors = float16.rounded_constants(self._tensors)
             self._quantizers = {node: float16.rounded_scale(q) for node, q in quantizers.items()}
-            self._wide = float16.wide_nodes(program.nodes)
+            self._wide = float16.wide_nodes(program.nodes, quantizers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, ...] → the network's first output tensor."""

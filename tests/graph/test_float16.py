@@ -76,6 +76,13 @@ class RootMeanSquare(nn.Module):
         return self.fc(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale)
 
 
+class Squares(nn.Module):
+    """x² / 100, a product that a quantizer follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.pow(2) * 0.01
+
+
 def test_squares_stay_in_float32():
     inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2)) * 500
     network = build_network(RootMeanSquare().eval(), inputs[:2])
@@ -83,6 +90,15 @@ def test_squares_stay_in_float32():
     assert torch.equal(halves, exported)
     torch.testing.assert_close(halves, full, rtol=5e-3, atol=5e-3)
     assert not torch.equal(halves, full)
+
+
+def test_squares_in_front_of_a_quantizer_are_rounded_first():
+    inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2)) * 50
+    network = build_network(nn.Sequential(Squares(), nn.Linear(8, 4)).eval(), inputs[:2])
+    compressed = int8_candidate(network, inputs, HALF)
+    assert [network.values[key].op for key in compressed.activations] == ["mul"]
+    exported, halves, _ = compared(network, OnnxExporter(network), compressed, inputs)
+    assert torch.equal(halves, exported)
 
 
 def test_beyond_the_range_is_infinite():
