@@ -135,14 +135,15 @@ def _restructured(storage: Mapping[str, Choice], structure: Candidate) -> Candid
 
 
 def _executed(prices: PriceTable, candidate: Candidate, execution: str) -> Candidate:
-    """``candidate`` with its activations set: in 8 bits wherever that is priced and the weights fit."""
-    if execution == "float32":
-        return Candidate({u: c.without(*EXECUTION_AXES) for u, c in candidate.items()})
+    """``candidate`` with its activations set: as asked where that is priced and the weights fit, else as comes first.
+
+    In floating point comes first, where a unit may.
+    """
     changes = {}
     for unit, p in prices.execution.items():
-        quantized = [c for c in p.choices if c.precision == execution]
-        if quantized and execution in candidate[unit].kernels:
-            changes[unit] = Choice((*candidate[unit].without(*EXECUTION_AXES).steps, *quantized[0].steps))
+        fits = execution in candidate[unit].kernels
+        way = next((c for c in p.choices if fits and c.precision == execution), p.choices[0])
+        changes[unit] = Choice((*candidate[unit].without(*EXECUTION_AXES).steps, *way.steps))
     return candidate.replace(changes)
 
 

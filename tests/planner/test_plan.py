@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -94,6 +95,19 @@ def test_unreachable_budget_names_the_smallest_file() -> None:
 def test_same_table_same_plan() -> None:
     first = plan(make()[0], make()[1], budget_bytes=None, count=10)
     assert first == plan(make()[0], make()[1], budget_bytes=None, count=10)
+
+
+def test_a_space_without_float_execution() -> None:
+    prices, _ = make()
+    only = {
+        unit: dataclasses.replace(p, choices=p.choices[1:], bytes=p.bytes[1:], kl=p.kl[1:], delta=p.delta[1:])
+        for unit, p in prices.execution.items()
+    }
+    prices = dataclasses.replace(prices, execution=only)
+    low, high = reachable(prices)
+    for execution in ("int8", "float32"):
+        found = solve(prices, (low + high) // 2, execution=execution).candidate
+        assert {found[unit].precision for unit in only} == {"int8"}
 
 
 def test_int8_needs_integer_weights() -> None:
