@@ -86,8 +86,8 @@ def test_float8_search(tiny: Tiny, autocomp: Callable[..., subprocess.CompletedP
         pytest.skip(f"rtx-4090: {missing}")
     space = tmp_path / "space.toml"
     space.write_text(
-        '[weights]\nfloat32 = true\n[[share]]\nkind = "float8_weights"\n'
-        '[activations]\nprecisions = ["float32", "float8"]\n'
+        '[weights]\nfloat32 = false\n[[share]]\nkind = "float8_weights"\ngranularity = ["channel", "tensor"]\n'
+        '[activations]\nprecisions = ["float8"]\n'
     )
     out = tmp_path / "run"
     asked = ("--budget", "60kB", "--target", "rtx-4090", "--space", space, "--preset", "quick", "--trials", "4")
@@ -101,7 +101,7 @@ def test_float8_search(tiny: Tiny, autocomp: Callable[..., subprocess.CompletedP
     assert baseline["score_search"] > summary["float32"]["score_search"] - 0.03
     assert not [note for note in baseline["notes"] if "requested float8" in note]
     stored = json.loads((out / "summary.json").read_text())
-    assert "float8" in {layer["runs"] for layer in stored["layers"]}
+    assert {layer["runs"] for layer in stored["layers"]} == {"float8"}
     assert autocomp("verify", out).returncode == 0
     refused = autocomp("search", *tiny.arguments, "--space", space, "--trials", "2", "--out", tmp_path / "cpu")
     assert "float8 execution left out for conv2d layers: cpu-onnxruntime does not run them in float8" in refused.stderr
