@@ -18,8 +18,9 @@ def load(path: str | Path, *, into: nn.Module | None = None, activations: bool =
         path: an ``.autocomp`` file.
         into: an untrained instance of your own class; the file's structure (folded BatchNorms) and
             tensors are put on a copy of it. Not needed for built-in models: they are rebuilt by name.
-        activations: also simulate the int8 activations the network was searched with (what the report
-            scored). False: compressed weights in float32 execution.
+        activations: also simulate the 8-bit activations the network was searched with (what the report
+            scored; on a target that works in float16 the report rounded every other result to that as well).
+            False: compressed weights in float32 execution.
 
     Returns:
         A module with the same inputs and outputs as the trained one.

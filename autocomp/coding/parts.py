@@ -22,8 +22,8 @@ MAX_ELEMENTS = 1 << 28
 FREE_ELEMENTS = 1 << 22
 ELEMENTS_PER_BYTE = 1 << 16
 
-FLOAT32, FLOAT16, QUANTIZED, SPARSE, CODEBOOK, HASHED, DCT = range(7)
-KIND_NAMES = ("float32", "float16", "quantized", "sparse", "codebook", "hashed", "dct")
+FLOAT32, FLOAT16, QUANTIZED, SPARSE, CODEBOOK, HASHED, DCT, FLOAT8 = range(8)
+KIND_NAMES = ("float32", "float16", "quantized", "sparse", "codebook", "hashed", "dct", "float8")
 
 HAS_ZERO_POINT, HAS_AXIS, HAS_BITS, RAW_SCALE = 16, 32, 64, 128
 HALF_VALUES = 16  # of sparse floats
@@ -37,8 +37,9 @@ _FLAGS = {
     CODEBOOK: RAW_VALUES | HAS_AXIS | RAW_SCALE,
     HASHED: RAW_VALUES | HAS_AXIS | RAW_SCALE,
     DCT: HAS_AXIS | RAW_SCALE,
+    FLOAT8: HAS_AXIS | RAW_SCALE,
 }
-_SCALED = (QUANTIZED, CODEBOOK, HASHED, DCT)
+_SCALED = (QUANTIZED, CODEBOOK, HASHED, DCT, FLOAT8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Records of sparse floats, codebooks, hashed weights and DCT coefficients (docs/format.md)."""
+"""Records of sparse floats, codebooks, hashed weights, DCT coefficients and float8 (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from autocomp.coding.contexts import Ints
 from autocomp.coding.parts import (
     CODEBOOK,
     DCT,
+    FLOAT8,
     FREE_ELEMENTS,
     HALF_VALUES,
     HASHED,
@@ -37,9 +38,11 @@ from autocomp.coding.parts import (
 )
 from autocomp.coding.varint import Reader, put
 from autocomp.core.encodings import (
+    E4M3_SYMBOLS,
     MAX_KERNEL,
     CodebookTensor,
     DctTensor,
+    Float8Tensor,
     FloatTensor,
     HashedTensor,
     ScaledEncoding,
@@ -79,18 +82,19 @@ def decode_sparse(parts: Parts) -> FloatTensor:
     return FloatTensor(values=torch.from_numpy(values), width=16 if half else 32)
 
 
-def shared_head(encoding: CodebookTensor | HashedTensor | DctTensor) -> bytes:
+def shared_head(encoding: CodebookTensor | HashedTensor | DctTensor | Float8Tensor) -> bytes:
     """All of a record up to its body."""
     scale = floats(encoding.scale)
-    if isinstance(encoding, DctTensor):
-        return scaled_head(DCT, tuple(encoding.symbols.shape), encoding.axis, scale)
+    if isinstance(encoding, DctTensor | Float8Tensor):
+        kind = DCT if isinstance(encoding, DctTensor) else FLOAT8
+        return scaled_head(kind, tuple(encoding.symbols.shape), encoding.axis, scale)
     table = encoding.codebook if isinstance(encoding, CodebookTensor) else encoding.values
     kind = CODEBOOK if isinstance(encoding, CodebookTensor) else HASHED
     raw, _ = encode_floats(floats(table))
     return scaled_head(kind | (RAW_VALUES if raw else 0), tuple(encoding.shape), encoding.axis, scale)
 
 
-def shared_body(encoding: CodebookTensor | HashedTensor | DctTensor) -> bytes:
+def shared_body(encoding: CodebookTensor | HashedTensor | DctTensor | Float8Tensor) -> bytes:
     """The body of a record."""
     if isinstance(encoding, CodebookTensor):
         return _codebook_body(encoding)
@@ -105,7 +109,10 @@ def shared_body(encoding: CodebookTensor | HashedTensor | DctTensor) -> bytes:
             raise ValueError(f"HashedTensor: {buckets} values, seed {encoding.seed}, shape {encoding.shape}")
         return put(encoding.seed) + put(buckets) + encode_floats(floats(encoding.values))[1]
     symbols = integers(encoding.symbols)
-    if not _is_kernel(symbols.shape):
+    if isinstance(encoding, Float8Tensor):
+        if not symbols.ndim or int(np.abs(symbols).max(initial=0)) > E4M3_SYMBOLS:
+            raise ValueError(f"Float8Tensor {symbols.shape}; allowed one axis or more, symbols to ±{E4M3_SYMBOLS}")
+    elif not _is_kernel(symbols.shape):
         raise ValueError(f"DctTensor {symbols.shape}; allowed [out, in, *kernel], kernel sides up to {MAX_KERNEL}")
     return encode_integers(np.moveaxis(symbols, encoding.axis, 0))
 
@@ -127,9 +134,13 @@ def decode_shared(parts: Parts) -> ScaledEncoding:
         values = decode_floats(reader.rest(), (buckets,), raw=bool(parts.flags & RAW_VALUES))
         made = torch.from_numpy(values)
         return HashedTensor(values=made, scale=scale, shape=parts.shape, seed=seed, axis=parts.axis)
-    if not _is_kernel(parts.shape):
+    if parts.kind == DCT and not _is_kernel(parts.shape):
         raise CorruptFileError(f"tensor record: DCT of shape {parts.shape}; the data is damaged, get it again")
     symbols = np.moveaxis(decode_integers(parts.body, parts.moved_shape()), 0, parts.axis)
+    if parts.kind == FLOAT8:
+        if int(np.abs(symbols).max(initial=0)) > E4M3_SYMBOLS:
+            raise CorruptFileError("tensor record: a float8 symbol that is no number; damaged, get it again")
+        return Float8Tensor(symbols=torch.from_numpy(int16(symbols)), scale=scale, axis=parts.axis)
     return DctTensor(symbols=torch.from_numpy(int16(symbols)), scale=scale, axis=parts.axis)
 
 

@@ -24,6 +24,7 @@ from autocomp.coding.contexts import Ints
 from autocomp.coding.parts import (
     CODEBOOK,
     DCT,
+    FLOAT8,
     FLOAT16,
     FLOAT32,
     HAS_ZERO_POINT,
@@ -152,9 +153,9 @@ def describe(record: bytes) -> dict[str, Any]:
     """What a record is made of, without decoding it.
 
     Returns:
-        ``kind`` ("float32", "float16", "quantized", "sparse", "codebook", "hashed", "dct"), ``shape``, ``coder``
-        (of the symbols, indices or mask; "float" where there are none), ``symbols`` (weights), ``record_bytes``,
-        ``side_bytes`` (all but the payload of symbols or floats) and ``bits_per_symbol`` (of the payload, a weight).
+        ``kind`` (of ``KIND_NAMES``: "float32", "float16", "quantized", ...), ``shape``, ``coder`` (of the symbols,
+        indices or mask; "float" where there are none), ``symbols`` (weights), ``record_bytes``, ``side_bytes`` (all
+        but the payload of symbols or floats) and ``bits_per_symbol`` (of the payload, a weight).
     """
     parts = Parts.read(record)
     count = math.prod(parts.shape)
@@ -173,7 +174,7 @@ def describe(record: bytes) -> dict[str, Any]:
 
 def _symbols_of(parts: Parts) -> bytes | None:
     """The coded integers of a record's body, None where it holds floats only."""
-    if parts.kind in (QUANTIZED, DCT):
+    if parts.kind in (QUANTIZED, DCT, FLOAT8):
         return parts.body
     reader = Reader(parts.body, "tensor record")
     most = len(parts.body)

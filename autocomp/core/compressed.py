@@ -22,21 +22,32 @@ class ActivationQuantizer:
     Attributes:
         scale: float32 value.
         zero_point: integer inside [low, high].
-        low, high: integer range: (0, 255) for uint8, (-128, 127) for int8.
+        low, high: range: (0, 255) for uint8, (-128, 127) for int8, (-448, 448) for float8.
+        precision: "int8": q is an integer; "float8": an E4M3 number, and the zero point is 0.
     """
 
     scale: float
     zero_point: int
     low: int
     high: int
+    precision: str = "int8"
+
+    @staticmethod
+    def float8(scale: float) -> ActivationQuantizer:
+        """q = E4M3(x / scale), saturating."""
+        return ActivationQuantizer(scale=scale, zero_point=0, low=-448, high=448, precision="float8")
 
     def to_json(self) -> list[Any]:
         digits, exponent = self.scale.hex().split("p")
-        return [f"{digits.rstrip('0').rstrip('.')}p{exponent}", self.zero_point, self.low, self.high]
+        scale = f"{digits.rstrip('0').rstrip('.')}p{exponent}"
+        return [scale, "float8"] if self.precision == "float8" else [scale, self.zero_point, self.low, self.high]
 
     @staticmethod
     def from_json(data: list[Any]) -> ActivationQuantizer:
-        return ActivationQuantizer(scale=float.fromhex(data[0]), zero_point=data[1], low=data[2], high=data[3])
+        scale = float.fromhex(data[0])
+        if data[1] == "float8":
+            return ActivationQuantizer.float8(scale)
+        return ActivationQuantizer(scale=scale, zero_point=data[1], low=data[2], high=data[3])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +58,7 @@ class CompressedModel:
         candidate: what was asked for.
         tensors: state-dict key (of the folded and edited module) → encoding, for every parameter and
             floating-point buffer.
-        activations: value key → quantizer; empty for float32 execution.
+        activations: value key → quantizer; empty where every layer computes in floating point of 16 or 32 bits.
         edits: how the structure differs from the folded network's, in order.
         steps: names of what was done, in order ("quantize_weights", "restore_statistics", ...).
     """

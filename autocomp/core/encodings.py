@@ -54,6 +54,20 @@ def round_scale(values: torch.Tensor) -> torch.Tensor:
     return round_half(torch.ldexp((mantissa * 2.0**SCALE_BITS).round() / 2.0**SCALE_BITS, exponent))
 
 
+E4M3_MAX = 448.0
+"""Largest number of the E4M3 format: 4 bits of exponent, 3 of mantissa, no infinities (Micikevicius et al. 2022,
+"FP8 Formats for Deep Learning", table 1; ONNX: FLOAT8E4M3FN)."""
+E4M3_SYMBOLS = 126
+"""Magnitudes above zero that it has; in ascending order they are its bit patterns 1 to 126."""
+
+
+def round_e4m3(values: torch.Tensor) -> torch.Tensor:
+    """``values`` (float32, any shape) rounded to the nearest E4M3 number, ties to even, saturating, as float32."""
+    import torch
+
+    return values.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(torch.float32)
+
+
 def _along(values: torch.Tensor, dimensions: int, axis: int) -> torch.Tensor:
     """``values`` [channels] or [1] shaped to broadcast along ``axis``."""
     return values.reshape([-1 if d == axis else 1 for d in range(dimensions)])
@@ -248,7 +262,43 @@ class DctTensor(_Scaled):
         return values * _along(self.scale, values.dim(), self.axis)
 
 
-ScaledEncoding = QuantizedTensor | CodebookTensor | HashedTensor | DctTensor
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Float8Tensor(_Scaled):
+    """E4M3 numbers times a scale.
+
+    Attributes:
+        symbols: int16, −126 to 126, the shape of the weight: sign times the magnitude's bit pattern, so that symbols
+            are in the order of the numbers.
+        scale: float32, [channels] or [1].
+        axis: the channel axis of ``symbols``.
+    """
+
+    symbols: torch.Tensor
+    axis: int = 0
+
+    @staticmethod
+    def nearest(values: torch.Tensor, scale: torch.Tensor, axis: int = 0) -> Float8Tensor:
+        """``values`` (float32) divided by ``scale`` and rounded as :func:`round_e4m3` does."""
+        import torch
+
+        numbers = round_e4m3(values / _along(scale, values.dim(), axis))
+        patterns = numbers.abs().to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
+        return Float8Tensor(symbols=(patterns * numbers.sign()).to(torch.int16), scale=scale, axis=axis)
+
+    def numbers(self) -> torch.Tensor:
+        """The E4M3 numbers, float32; zero is +0."""
+        import torch
+
+        patterns = torch.arange(E4M3_SYMBOLS + 1, dtype=torch.uint8)
+        magnitudes = patterns.view(torch.float8_e4m3fn).to(torch.float32)
+        return magnitudes[self.symbols.abs().long()] * self.symbols.sign()
+
+    def decode(self) -> torch.Tensor:
+        """float32 weight: ``number * scale``."""
+        return self.numbers() * _along(self.scale, self.symbols.dim(), self.axis)
+
+
+ScaledEncoding = QuantizedTensor | CodebookTensor | HashedTensor | DctTensor | Float8Tensor
 """Encodings with a scale a channel or a tensor, which ``with_gain`` changes alone."""
 
 Encoding = FloatTensor | ScaledEncoding

@@ -144,6 +144,18 @@ class ObservesDevice(Protocol):
 
 
 @runtime_checkable
+class CountsEnergy(Protocol):
+    """What an engine may have besides: the energy that its device uses."""
+
+    def energy_per_run_j(self, least_s: float) -> float | None:
+        """Joules of one inference on the engine's own fixed input, run again and again for ``least_s`` seconds.
+
+        Of the whole device, what it uses idle included; None where it does not count.
+        """
+        ...
+
+
+@runtime_checkable
 class TimesLayers(Protocol):
     """What a runtime may have besides: the time of each layer inside an engine."""
 

@@ -25,6 +25,7 @@ class Row:
         latency_ms, latency_ms_ci95: median and its 95 % bootstrap interval (none where predicted).
         latency_ratio: median ratio to float32's latency, the two measured in turn in one run; None where they were not.
         latency_source: "measured" or "predicted", None without latency.
+        energy_mj: millijoules of one inference, of the whole device; None where it does not count them.
         techniques: names really used.
         recipe: unit → choice as JSON.
         notes: one line each.
@@ -46,6 +47,7 @@ class Row:
     latency_ms_ci95: tuple[float, float] | None = None
     latency_ratio: float | None = None
     latency_source: str | None = None
+    energy_mj: float | None = None
     techniques: tuple[str, ...] = ()
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()

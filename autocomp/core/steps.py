@@ -118,6 +118,17 @@ class Choice:
         """The part that says how the layer is computed."""
         return self.only(*EXECUTION_AXES)
 
+    @property
+    def precision(self) -> str | None:
+        """What the layer executes in besides the target's float type: "int8" or "float8"; None: that alone."""
+        return getattr(self.get("activations"), "precision", None)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """8-bit precisions whose kernels take the stored weights as they are."""
+        found: tuple[str, ...] = getattr(self.get("weights"), "kernels", ())
+        return found
+
     def label(self) -> str:
         """Text for tables: labels joined by '+', 'float' when empty."""
         return "+".join(s.label() for s in self.steps) or "float"

@@ -28,6 +28,7 @@ class TimingRecipe:
         slow_run_s, slow_samples: from this run time on, fewer samples are enough.
         interference: a reference slower than this times the fastest one seen is suspicious.
         attempts: measurements in all before a suspicious one is accepted.
+        energy_s: each engine runs so long by itself where the device counts energy.
     """
 
     warmup_s: float = 0.1
@@ -39,6 +40,7 @@ class TimingRecipe:
     slow_samples: int = 9
     interference: float = 1.25
     attempts: int = 2
+    energy_s: float = 1.0
 
     def count(self, run_s: float, reference_run_s: float) -> int:
         """Samples of each engine, from the seconds of one run of each."""

@@ -4,6 +4,9 @@ Disturbed samples are kept: medians bear up to half of them, and dropping "outli
 machine that does not exist. A measurement whose reference runs over 25 % slower than the fastest
 reference seen on this device, or during which the device throttled its clocks, is taken once more; if the second is no
 better it stays, marked ``interference`` in its conditions.
+
+Where the device counts energy, each engine then runs by itself for a while; joules of one inference stand in the
+conditions (``energy_j``, ``reference_energy_j``): of the whole device, what it uses idle included.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocomp import environment
-from autocomp.core.hardware import Engine, ObservesDevice, Plan, Target
+from autocomp.core.hardware import CountsEnergy, Engine, ObservesDevice, Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.evaluators._timing import TimingRecipe, lease, no_garbage_collection, who_first
 
@@ -95,12 +98,14 @@ class LocalBench:
                 tries.append(self._attempt(engine, beside, recipe))
                 if not throttled(tries[-1]) and (fastest_s is None or _is_quiet(tries[-1], fastest_s, recipe)):
                     break
+            energy = {**_energy("energy_j", engine, recipe), **_energy("reference_energy_j", beside, recipe)}
         finally:
             engine.close()
         chosen = min(tries, key=lambda m: (bool(throttled(m)), _reference_s(m)))
         median_s = _reference_s(chosen)
         conditions = {
             **chosen.conditions,
+            **energy,
             "attempts": len(tries),
             "reference_median_s": median_s,
             "fastest_reference_s": min(median_s, fastest_s) if fastest_s is not None else median_s,
@@ -185,6 +190,12 @@ def _name(plan: Plan, inputs: np.ndarray) -> str:
 def _is_quiet(measurement: Measurement, fastest_s: float, recipe: TimingRecipe) -> bool:
     """Whether the reference ran about as fast as the fastest one seen."""
     return _reference_s(measurement) <= fastest_s * recipe.interference
+
+
+def _energy(name: str, engine: Engine, recipe: TimingRecipe) -> dict[str, float]:
+    """Joules of one inference under ``name``; nothing where the device does not count them."""
+    found = engine.energy_per_run_j(recipe.energy_s) if isinstance(engine, CountsEnergy) else None
+    return {} if found is None else {name: found}
 
 
 def _state(engine: Engine) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which layers can run on integers, and what integer kernels make of their biases."""
+"""Which layers 8-bit kernels can run, on integers or on float8, and what integer kernels make of their biases."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding, QuantizedTensor
+from autocomp.core.encodings import Encoding, Float8Tensor, QuantizedTensor, round_e4m3
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
 from autocomp.graph import ops
 from autocomp.graph.placement import output_values
 
 MATRIX_KINDS = ("conv1d", "conv2d", "conv3d", "linear")
-"""Kinds whose weights an int8 engine takes as integers."""
+"""Kinds whose weights an engine takes as 8-bit symbols."""
 
 
 def fits_int8(encoding: Encoding | None) -> bool:
@@ -29,12 +29,33 @@ def fits_int4(encoding: Encoding | None) -> bool:
 
 
 def _fits(encoding: Encoding | None, smallest: int, largest: int) -> bool:
-    if not isinstance(encoding, QuantizedTensor) or not encoding.symbols.numel():
-        return False
-    if encoding.zero_point is not None and bool((encoding.zero_point != 0).any()):
+    if not isinstance(encoding, QuantizedTensor) or not _is_symmetric(encoding):
         return False
     low, high = torch.aminmax(encoding.symbols)
     return int(low) >= smallest and int(high) <= largest
+
+
+def _is_symmetric(encoding: QuantizedTensor) -> bool:
+    shifted = encoding.zero_point is not None and bool((encoding.zero_point != 0).any())
+    return encoding.symbols.numel() > 0 and not shifted
+
+
+def float8_numbers(encoding: Encoding | None) -> Tensor | None:
+    """The E4M3 numbers that a weight is made of, times its scale; None where it is not.
+
+    A symmetric grid is where E4M3 holds its integers, as it does up to ±16: coarse weights run in float8 as they are.
+    """
+    if isinstance(encoding, Float8Tensor):
+        return encoding.numbers()
+    if not isinstance(encoding, QuantizedTensor) or not _is_symmetric(encoding):
+        return None
+    numbers = encoding.symbols.float()
+    return numbers if torch.equal(round_e4m3(numbers), numbers) else None
+
+
+def fits(encoding: Encoding | None, precision: str) -> bool:
+    """Whether kernels of ``precision`` ("int8" or "float8") take a weight as it is."""
+    return fits_int8(encoding) if precision == "int8" else float8_numbers(encoding) is not None
 
 
 def grids(network: Network, activations: Mapping[str, ActivationQuantizer]) -> dict[str, ActivationQuantizer]:
@@ -76,22 +97,23 @@ def layer_reads(network: Network) -> dict[str, list[str]]:
     return found
 
 
-def integer_layers(
+def kernel_layers(
     network: Network, compressed: CompressedModel, quantizers: Mapping[str, ActivationQuantizer]
-) -> list[str]:
-    """Layers whose weights are int8 symbols and whose inputs are all quantized, in order of execution.
+) -> dict[str, str]:
+    """Layer → "int8" or "float8", in order of execution: all its inputs are quantized so, and its weights fit.
 
     Args:
         quantizers: from :func:`grids`.
     """
-    return [
-        name
-        for name, reads in layer_reads(network).items()
-        if reads
-        and network.layers[name].kind in MATRIX_KINDS
-        and all(key in quantizers for key in reads)
-        and fits_int8(compressed.tensors.get(network.layers[name].weight))
-    ]
+    found = {}
+    for name, reads in layer_reads(network).items():
+        layer = network.layers[name]
+        precisions = {quantizers[key].precision if key in quantizers else "" for key in reads}
+        if layer.kind in MATRIX_KINDS and len(precisions) == 1:
+            (precision,) = precisions
+            if precision and fits(compressed.tensors.get(layer.weight), precision):
+                found[name] = precision
+    return found
 
 
 def has_integer_bias(quantizer: ActivationQuantizer) -> bool:

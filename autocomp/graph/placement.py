@@ -1,4 +1,4 @@
-"""Where activations are quantized, given which layers execute in int8.
+"""Where activations are quantized, given which layers execute in 8 bits.
 
 A quantized value is quantized for all its readers: one Q/DQ pair behind the operation that makes it, in
 the simulation as in the exported network.
@@ -7,68 +7,74 @@ the simulation as in the exported network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from autocomp.core.hardware import Placement
 from autocomp.core.network import Layer, Network, Value
 from autocomp.graph import ops
 
+_How = TypeVar("_How")
+"""How a layer asks for its input: whatever the caller tells apart (a calibrator, a precision)."""
 
-def quantized_values(network: Network, int8_layers: Mapping[str, str], placement: Placement) -> dict[str, str]:
-    """Value key → calibrator name, in order of execution.
 
-    Quantized are the input of each int8 layer and, as ``placement`` says, its output (behind the
+def quantized_values(network: Network, layers: Mapping[str, _How], placement: Placement) -> dict[str, _How]:
+    """Value key → how it is quantized, in order of execution.
+
+    Quantized are the input of each of the layers and, as ``placement`` says, its output (behind the
     activation that fuses with it), the other operand of an addition behind it, and what additions,
     concatenations and pooling make of values that are all quantized. The network's output stays in
     float32. A value that only moves elements of a quantized one (flatten, max pooling, ...) lies on its
-    grid and gets no quantizer of its own.
+    grid and gets no quantizer of its own. Where layers ask for one value in different ways, the first has it.
 
     Args:
         network: with a graph; without one nothing can be quantized and the result is empty.
-        int8_layers: layer name → calibrator.
+        layers: layer that executes in 8 bits → how.
         placement: of the target.
     """
-    asked: dict[str, str] = {}
-    int8_layers = {name: c for name, c in int8_layers.items() if may_run_int8(network.layers[name], placement)}
-    for name, calibrator in int8_layers.items():
-        layer = network.layers[name]
-        for key in _call_values(network, name):
-            asked.setdefault(key, calibrator)
-        if placement.outputs and layer.output_value is not None:
-            asked.setdefault(layer.output_value, calibrator)
+    asked: dict[str, _How] = {}
+    layers = {name: how for name, how in layers.items() if may_run_8bit(network.layers[name], placement)}
+    reads = {name: _call_values(network, name) for name in layers}
+    for name, how in layers.items():
+        for key in reads[name]:
+            asked.setdefault(key, how)
+    for name, how in layers.items():
+        output = network.layers[name].output_value
+        if placement.outputs and output is not None:
+            asked.setdefault(output, how)
     if placement.residual:
-        for key, calibrator in _residual_operands(network, int8_layers).items():
-            asked.setdefault(key, calibrator)
+        for key, how in _residual_operands(network, layers).items():
+            asked.setdefault(key, how)
     forbidden = output_values(network)
     fused = _fused_activations(network)
-    chosen: dict[str, str] = {}
-    grid: dict[str, str] = {}  # value → calibrator of the grid that it lies on
+    chosen: dict[str, _How] = {}
+    grid: dict[str, _How] = {}  # value → of the grid that it lies on
     for key, value in network.values.items():
         if key in forbidden:
             continue
-        inherited = [grid.get(p) for p in value.producers]
-        covered = bool(inherited) and all(inherited)
+        inherited = [grid[p] for p in value.producers if p in grid]
+        covered = bool(inherited) and len(inherited) == len(value.producers)
         if value.op in ops.MOVES and covered:
-            grid[key] = str(inherited[0])
+            grid[key] = inherited[0]
         elif key in asked:
             grid[key] = chosen[key] = asked[key]
         elif placement.elementwise and key not in fused and value.op in ops.COMBINATIONS and covered:
-            grid[key] = chosen[key] = str(inherited[0])
+            grid[key] = chosen[key] = inherited[0]
         elif placement.elementwise and key in fused.values():
             maker = next(network.values[source] for source, clip in fused.items() if clip == key)
-            sources = [grid.get(p) for p in maker.producers]
-            if sources and all(sources):
-                grid[key] = chosen[key] = str(sources[0])
+            sources = [grid[p] for p in maker.producers if p in grid]
+            if sources and len(sources) == len(maker.producers):
+                grid[key] = chosen[key] = sources[0]
     return chosen
 
 
-def may_run_int8(layer: Layer, placement: Placement) -> bool:
-    """Whether the target wants this layer in int8 at all."""
+def may_run_8bit(layer: Layer, placement: Placement) -> bool:
+    """Whether the target wants this layer in int8 or float8 at all."""
     depthwise = layer.groups > 1 and layer.weight_shape[1] == 1
     return placement.depthwise or not depthwise
 
 
-def _residual_operands(network: Network, int8_layers: Mapping[str, str]) -> dict[str, str]:
-    """Value → calibrator: what additions add to the result of an int8 convolution.
+def _residual_operands(network: Network, layers: Mapping[str, _How]) -> dict[str, _How]:
+    """Value → how it is quantized: what additions add to the result of an 8-bit convolution.
 
     Of two convolutions one does the addition: the shortcut's result is what gets added, and the shortcut is
     the one that reads a value from further back.
@@ -76,17 +82,17 @@ def _residual_operands(network: Network, int8_layers: Mapping[str, str]) -> dict
     made = {
         layer.output_value: (name, layer)
         for name, layer in network.layers.items()
-        if name in int8_layers and layer.kind.startswith("conv") and layer.output_value is not None
+        if name in layers and layer.kind.startswith("conv") and layer.output_value is not None
     }
     order = {key: i for i, key in enumerate(network.values)}
-    found: dict[str, str] = {}
+    found: dict[str, _How] = {}
     for value in network.values.values():
         main = [p for p in value.producers if p in made]
         if value.op != "add" or len(value.producers) != 2 or not main:
             continue
         main.sort(key=lambda p: order.get(made[p][1].input_value or "", -1))
         operand = next(p for p in value.producers if p != main[-1])
-        found[operand] = int8_layers[made[main[-1]][0]]
+        found[operand] = layers[made[main[-1]][0]]
     return found
 
 

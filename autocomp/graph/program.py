@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from autocomp.core.compressed import ActivationQuantizer
-from autocomp.graph import ops
+from autocomp.core.encodings import round_e4m3
+from autocomp.graph import float16, ops
 
 Environment = dict[fx.Node, Any]
 """Results of executed nodes that something still reads."""
@@ -21,9 +22,11 @@ def fake_quantize(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """What ONNX QuantizeLinear and DequantizeLinear make of ``x`` (float32, any shape).
 
     ``(clamp(round(x / scale) + zero_point, low, high) - zero_point) * scale``: one float32 division,
-    ties to even, one float32 multiplication.
+    ties to even, one float32 multiplication. In float8 ``E4M3(x / scale) * scale``.
     """
     scale = torch.tensor(quantizer.scale, dtype=torch.float32, device=x.device)
+    if quantizer.precision == "float8":
+        return round_e4m3(x / scale).mul_(scale)
     low, high = quantizer.low - quantizer.zero_point, quantizer.high - quantizer.zero_point
     return (x / scale).round_().clamp_(low, high).mul_(scale)
 
@@ -69,6 +72,7 @@ class Program:
         tensors: Mapping[str, Tensor] | None = None,
         quantizers: Mapping[fx.Node, ActivationQuantizer] | None = None,
         observe: Mapping[fx.Node, Observer] | None = None,
+        wide: Collection[fx.Node] | None = None,
     ) -> None:
         """Execute nodes ``start`` to ``stop`` - 1 in place of ``environment``, freeing what nobody reads any more.
 
@@ -78,12 +82,16 @@ class Program:
             tensors: replacements for :attr:`tensors`, by name.
             quantizers: applied to a node's result, for all its readers.
             observe: called with (node, result before quantization).
+            wide: every result is rounded to float16 but those of these nodes, which their readers among them alone
+                get as they are; None: nothing is rounded.
         """
         tensors, quantizers, observe = tensors or {}, quantizers or {}, observe or {}
+        kept = wide or ()
 
         def value(argument: Any) -> Any:
             if isinstance(argument, fx.Node):
-                return self.value(argument, environment, tensors)
+                found = self.value(argument, environment, tensors)
+                return float16.rounded(found) if argument in kept and node not in kept else found
             if isinstance(argument, list | tuple):
                 return type(argument)(value(a) for a in argument)
             if isinstance(argument, dict):
@@ -98,12 +106,17 @@ class Program:
                 assert inputs is not None
                 result: Any = inputs
             else:
-                assert callable(node.target)
-                result = node.target(*[value(a) for a in node.args], **{k: value(v) for k, v in node.kwargs.items()})
+                function = node.target if wide is None else float16.IN_STEPS.get(ops.op_name(node), node.target)
+                assert callable(function)
+                result = function(*[value(a) for a in node.args], **{k: value(v) for k, v in node.kwargs.items()})
+            if wide is not None and node not in wide:
+                result = float16.rounded(result)
             if node in observe:
                 observe[node](node, result)
-            if node in quantizers:
+            if node in quantizers and wide is None:
                 result = fake_quantize(result, quantizers[node])
+            elif node in quantizers:
+                result = float16.rounded(fake_quantize(float16.rounded(result), quantizers[node]))
             environment[node] = result
             for dead in self._dead[i]:
                 environment.pop(dead, None)
@@ -127,13 +140,22 @@ class Program:
         tensors: Mapping[str, Tensor] | None = None,
         quantizers: Mapping[fx.Node, ActivationQuantizer] | None = None,
         observe: Mapping[fx.Node, Observer] | None = None,
+        wide: Collection[fx.Node] | None = None,
     ) -> Tensor:
         """One forward pass; arguments as for :meth:`advance`."""
         environment: Environment = {}
         self.advance(
-            environment, 0, len(self.nodes), inputs=inputs, tensors=tensors, quantizers=quantizers, observe=observe
+            environment,
+            0,
+            len(self.nodes),
+            inputs=inputs,
+            tensors=tensors,
+            quantizers=quantizers,
+            observe=observe,
+            wide=wide,
         )
-        return self.result(environment, tensors)
+        found = self.result(environment, tensors)
+        return found if wide is None else float16.rounded(found)
 
     def named(self, names: Collection[str]) -> dict[str, fx.Node]:
         """Nodes by their fx name."""

@@ -1,4 +1,4 @@
-"""A compressed network as an ``nn.Module``: decoded weights and int8 activations with ONNX semantics."""
+"""A compressed network as an ``nn.Module``: decoded weights, 8-bit activations and float16 with ONNX semantics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph.integers import grids, has_integer_bias, integer_bias, integer_layers, layer_reads
+from autocomp.graph import float16
+from autocomp.graph.integers import grids, has_integer_bias, integer_bias, kernel_layers, layer_reads
 from autocomp.graph.program import Program
 
 
@@ -37,16 +38,25 @@ class Simulation(nn.Module):
     """The graph with some tensors and values replaced. Its tensors are no parameters: it is for scoring."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, Tensor], quantizers: Mapping[fx.Node, ActivationQuantizer]
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        quantizers: Mapping[fx.Node, ActivationQuantizer],
+        float_type: str = "float32",
     ) -> None:
         super().__init__()
         self._program = program
         self._tensors: dict[str, Any] = {**program.tensors, **tensors}
         self._quantizers = dict(quantizers)
+        self._wide = None
+        if float_type == "float16":
+            self._tensors = float16.rounded_constants(self._tensors)
+            self._quantizers = {node: float16.rounded_scale(q) for node, q in quantizers.items()}
+            self._wide = float16.wide_nodes(program.nodes, quantizers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, ...] → the network's first output tensor."""
-        return self._program.run(x, tensors=self._tensors, quantizers=self._quantizers)
+        return self._program.run(x, tensors=self._tensors, quantizers=self._quantizers, wide=self._wide)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Simulation:
         self._tensors = {k: fn(v) if isinstance(v, Tensor) else v for k, v in self._tensors.items()}
@@ -59,7 +69,7 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
     quantizers = grids(network, compressed.activations)
     reads = layer_reads(network)
     state = network.module.state_dict()
-    for name in integer_layers(network, compressed, quantizers):
+    for name in kernel_layers(network, compressed, quantizers):
         layer = network.layers[name]
         weight = compressed.tensors[layer.weight]
         grid = [quantizers[key] for key in reads[name]]
@@ -74,18 +84,20 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
             tensors[layer.bias] = (symbols * scale.double()).float()
 
 
-def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
+def simulated(network: Network, compressed: CompressedModel, float_type: str = "float32") -> nn.Module:
     """A module that computes what the compressed network computes, in eval mode.
 
     Weights are ``compressed.tensors`` after decoding (others as in ``network.module``); values named in
     ``compressed.activations`` go through :func:`~autocomp.graph.program.fake_quantize`; biases are rounded where
     integer kernels round them (:func:`~autocomp.graph.integers.has_integer_bias`). Integer kernels
     compute the same up to the rounding of float32 sums, so a value may differ by one step where a sum
-    lies at a tie. Everything else is float32 here: what float16 rounds on some targets is not simulated.
+    lies at a tie.
 
     Args:
         network: as traced.
         compressed: the candidate.
+        float_type: of the target's placement: "float16" rounds weights and every result as the export does
+            (:mod:`autocomp.graph.float16`); without a graph there is no export, and no rounding.
 
     Raises:
         UnsupportedError: quantized activations without a graph, or at values the network does not have.
@@ -96,7 +108,7 @@ def simulated(network: Network, compressed: CompressedModel) -> nn.Module:
         quantizers = quantizer_nodes(program, network, compressed.activations)
         if quantizers:
             _round_biases(network, compressed, tensors)
-        return Simulation(program, tensors, quantizers).eval()
+        return Simulation(program, tensors, quantizers, float_type).eval()
     if compressed.activations:
         raise UnsupportedError(f"int8 activations need the network's graph, and there is none: {network.no_graph}")
     module = copy.deepcopy(network.module)

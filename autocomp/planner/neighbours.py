@@ -11,7 +11,6 @@ from autocomp.core.candidate import Candidate
 from autocomp.core.prices import PriceTable
 from autocomp.core.space import SearchSpace
 from autocomp.core.steps import FLOAT
-from autocomp.planner.plan import integer_weights
 from autocomp.planner.quadratic import Exchanges, IntArray, Surrogate, exchanges, surrogate
 
 REACH = 3
@@ -110,9 +109,9 @@ def _ranked(around: Exchanges, room: int) -> Iterator[tuple[int, int]]:
 
 
 def _runs(candidate: Candidate, base: Candidate) -> bool:
-    """Whether every unit changed to int8 execution, or to other weights under it, has integer weights."""
+    """Whether every unit changed to 8-bit execution, or to other weights under it, has weights that fit."""
     return all(
-        choice.get("activations") is None or integer_weights(choice) or choice == base[unit]
+        choice.precision is None or choice.precision in choice.kernels or choice == base[unit]
         for unit, choice in candidate.items()
         if choice != FLOAT
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autocomp.core.candidate import Candidate
 from autocomp.core.prices import PriceTable
 from autocomp.core.space import SearchSpace
-from autocomp.core.steps import EXECUTION_AXES, FLOAT, Choice
+from autocomp.core.steps import EXECUTION_AXES, Choice
 from autocomp.errors import InfeasibleError
 from autocomp.planner.allocate import allocate, lagrangian_sweep
 from autocomp.planner.quadratic import FloatArray, IntArray, Surrogate, refine, surrogate
@@ -65,11 +65,6 @@ def smallest(prices: PriceTable) -> Candidate:
     return _restructured(picks, structure)
 
 
-def integer_weights(choice: Choice) -> bool:
-    """Whether the choice stores its weights as symmetric integers of at most 8 bits: what int8 execution needs."""
-    return bool(getattr(choice.get("weights"), "makes_integers", False))
-
-
 def solve(
     prices: PriceTable,
     budget_bytes: int,
@@ -86,7 +81,7 @@ def solve(
     Args:
         prices: the table.
         budget_bytes: largest predicted file size.
-        execution: "float32": no activation is quantized; "int8": every unit that may.
+        execution: "float32": no activation is quantized; "int8" or "float8": every unit that may.
         cross: refine with cross terms; False keeps the knapsack's answer.
         structure: its structural part is kept as it is.
 
@@ -119,15 +114,16 @@ def solve(
 
 
 def _quantizer_bytes(prices: PriceTable, execution: str) -> int:
-    """What the file says about activations where every unit that may executes in int8."""
-    return sum(int(p.bytes.max()) for p in prices.execution.values()) if execution == "int8" else 0
+    """What the file says about activations where every unit that may executes so."""
+    found = (zip(p.choices, p.bytes, strict=True) for p in prices.execution.values())
+    return sum(int(size) for unit in found for choice, size in unit if choice.precision == execution)
 
 
 def _usable(prices: PriceTable, unit: str, execution: str) -> IntArray:
     """Indices of the unit's storage choices that can run as ``execution`` asks; all where none can."""
     choices = prices.storage[unit].choices
-    if execution == "int8" and unit in prices.execution:
-        fitting = [i for i, c in enumerate(choices) if integer_weights(c)]
+    if unit in prices.execution and any(c.precision == execution for c in prices.execution[unit].choices):
+        fitting = [i for i, c in enumerate(choices) if execution in c.kernels]
         if fitting:
             return np.asarray(fitting, dtype=np.int64)
     return np.arange(len(choices), dtype=np.int64)
@@ -139,14 +135,15 @@ def _restructured(storage: Mapping[str, Choice], structure: Candidate) -> Candid
 
 
 def _executed(prices: PriceTable, candidate: Candidate, execution: str) -> Candidate:
-    """``candidate`` with its activations set: int8 wherever it is priced and the weights are integers."""
-    if execution != "int8":
-        return Candidate({u: c.without(*EXECUTION_AXES) for u, c in candidate.items()})
+    """``candidate`` with its activations set: as asked where that is priced and the weights fit, else as comes first.
+
+    In floating point comes first, where a unit may.
+    """
     changes = {}
     for unit, p in prices.execution.items():
-        quantized = [c for c in p.choices if c != FLOAT]
-        if quantized and integer_weights(candidate[unit]):
-            changes[unit] = Choice((*candidate[unit].without(*EXECUTION_AXES).steps, *quantized[0].steps))
+        fits = execution in candidate[unit].kernels
+        way = next((c for c in p.choices if fits and c.precision == execution), p.choices[0])
+        changes[unit] = Choice((*candidate[unit].without(*EXECUTION_AXES).steps, *way.steps))
     return candidate.replace(changes)
 
 
@@ -164,7 +161,7 @@ def plan(
     *,
     budget_bytes: int | None,
     count: int,
-    executions: Sequence[str] = ("int8", "float32"),
+    executions: Sequence[str] | None = None,
 ) -> list[Candidate]:
     """Warm starts, the most useful first: any prefix of the list is a sensible start.
 
@@ -180,13 +177,15 @@ def plan(
         space: candidates outside it are left out.
         budget_bytes: the asked budget, or None.
         count: at most so many.
-        executions: ways to execute, the preferred one first; "int8" is left out where nothing has it.
+        executions: ways to execute, the preferred one first; None: the 8-bit precisions that are priced, then
+            "float32".
 
     Raises:
         InfeasibleError: ``budget_bytes`` is below the smallest reachable file.
     """
-    if not any(len(p.choices) > 1 for p in prices.execution.values()):
-        executions = [e for e in executions if e != "int8"] or ["float32"]
+    if executions is None:
+        priced = (c.precision for p in prices.execution.values() for c in p.choices)
+        executions = [*dict.fromkeys(p for p in priced if p is not None), "float32"]
     low, _ = reachable(prices)
     if budget_bytes is not None and budget_bytes < low:
         raise InfeasibleError(
@@ -202,7 +201,7 @@ def plan(
             break
         try:
             candidate = make()
-        except InfeasibleError:  # int8 needs integer weights: its smallest file can be the larger one
+        except InfeasibleError:  # 8-bit kernels need weights that fit: their smallest file can be the larger one
             continue
         if candidate in space:
             out.setdefault(candidate.id, candidate)
@@ -257,10 +256,10 @@ def _interleaved(plain: Iterator[_Wish], changed: Iterator[_Wish]) -> Iterator[_
 
 
 def _largest_quantized(prices: PriceTable) -> int:
-    """File size with every unit at its largest integer setting; the float32 file where there is none."""
+    """File size with every unit at its largest setting for 8-bit kernels; the float32 file where there is none."""
     total = prices.fixed_bytes
     for p in prices.storage.values():
-        sizes = [int(b) for c, b in zip(p.choices, p.bytes, strict=True) if integer_weights(c)]
+        sizes = [int(b) for c, b in zip(p.choices, p.bytes, strict=True) if c.kernels]
         total += max(sizes, default=int(p.bytes.min()))
     return total
 

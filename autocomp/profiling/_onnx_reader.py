@@ -27,6 +27,7 @@ PRECISIONS: dict[int, str] = {
     onnx.TensorProto.INT32: "int32",
     onnx.TensorProto.INT64: "int64",
 }
+_EIGHT_BITS = ({"int8"}, {"float8"})
 FREE = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 FUSED = {
     *("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Gelu", "PRelu", "Softplus"),
@@ -85,7 +86,7 @@ class Reader:
         }
         self.constants: set[str] = set(self.tensors)
         self.values: dict[str, tuple[str, str]] = {}  # tensor → (the value it is, the precision it arrives in)
-        self.quantized: set[str] = set()  # values that some reader quantizes
+        self.quantized: dict[str, str] = {}  # value that some reader quantizes → "int8" or "float8"
         self.drafts: dict[str, _Draft] = {}  # by the value they make
         for info in model.graph.input:
             if info.name not in self.tensors:
@@ -96,7 +97,7 @@ class Reader:
             self._visit(node)
         precisions = {name: self._precision(draft) for name, draft in self.drafts.items()}
         written = {
-            name: "int8" if precisions[name] == "int8" and name in self.quantized else self._type(name)
+            name: precisions[name] if self.quantized.get(name) == precisions[name] else self._type(name)
             for name in self.drafts
         }
         made: list[Operation] = []
@@ -116,8 +117,8 @@ class Reader:
         data = next(name for name in inputs if name not in self.constants)
         value, arrives = self.values[data]
         if node.op_type == "QuantizeLinear":
-            self.quantized.add(value)
-            self.values[node.output[0]] = (value, "int8")
+            self.quantized[value] = self._type(node.output[0])
+            self.values[node.output[0]] = (value, self.quantized[value])
         elif node.op_type == "DequantizeLinear" or node.op_type in FREE:
             self.values[node.output[0]] = (value, arrives)
         elif node.op_type == "Cast":
@@ -165,11 +166,13 @@ class Reader:
         arrives = {precision for _, precision in draft.reads}
         plain = self._type(draft.output)
         if draft.kind in MATRIX_KINDS:
-            weight = draft.weight.precision if draft.weight is not None else "int8"
-            if weight == "int4":
+            if draft.weight is not None and draft.weight.precision == "int4":
                 return "int4"
-            return "int8" if arrives == {"int8"} and weight == "int8" else plain
-        return "int8" if arrives == {"int8"} and draft.output in self.quantized else plain
+            if draft.weight is not None:
+                arrives.add(draft.weight.precision)
+            return next(iter(arrives)) if arrives in _EIGHT_BITS else plain
+        found = self.quantized.get(draft.output)
+        return found if found is not None and arrives == {found} else plain
 
     def _finished(
         self, draft: _Draft, precision: str, written: dict[str, str], converted: set[tuple[str, str]]

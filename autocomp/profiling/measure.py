@@ -28,7 +28,9 @@ from autocomp.profiling.table import Sample, fit
 
 WARM_UP, LEAST_RUNS, MOST_RUNS, PROBE_S = 5, 15, 300, 0.2
 MULTIPLES = (1, 4, 8, 16, 32)
-PROBED = ("float32", "int8")
+PROBED = ("float32", "float16", "int8", "float8")
+CHECKED = ("float16", "float8")
+"""Precisions that runtimes replace by another without a word: their engines have to say that they run in them."""
 
 
 def profile_device(target: Target, out: Path, progress: Progress) -> Path:
@@ -50,7 +52,7 @@ def profile_device(target: Target, out: Path, progress: Progress) -> Path:
     if out.suffix != ".toml":
         raise ConfigError(f"--out {out}: give a file that ends in .toml")
     measured = _measured(target, out, progress)
-    table = fit([_sample(target, probe, measured[probe.key]) for probe in _wanted(target)], facts=_facts(target))
+    table = fit([_sample(target, probe, measured[probe.key]) for probe in _run(target, measured)], facts=_facts(target))
     table.save(out.with_suffix(".latency.json"))
     with storage_errors(out):
         write_atomic(out.with_suffix(".operators.csv"), _csv(measured))
@@ -63,8 +65,14 @@ def _wanted(target: Target) -> list[Probe]:
     return list(probes([p for p in PROBED if p in runs]))
 
 
+def _run(target: Target, measured: Mapping[str, Sequence[float]]) -> list[Probe]:
+    """The probes of precisions that the runtime really ran in."""
+    refused = {p for probe in _wanted(target) if not measured[probe.key] for p in probe.precisions if p in CHECKED}
+    return [probe for probe in _wanted(target) if not refused.intersection(probe.precisions)]
+
+
 def _measured(target: Target, out: Path, progress: Progress) -> dict[str, list[float]]:
-    """Probe key → seconds of each run; written after each probe."""
+    """Probe key → seconds of each run, none where another precision ran; written after each probe."""
     path, facts = out.with_suffix(".measured.json"), _facts(target)
     known: dict[str, list[float]] = {}
     if path.is_file():
@@ -80,15 +88,22 @@ def _measured(target: Target, out: Path, progress: Progress) -> dict[str, list[f
     for probe in wanted:
         if probe.key in known:
             continue
-        known[probe.key] = _times_s(target, probe)
+        known[probe.key], why = _times_s(target, probe)
+        if why:
+            progress.note(f"{probe.key}: {why}; {'/'.join(probe.precisions)} is left out of the profile's figures")
         with storage_errors(path):
             write_atomic(path, json.dumps({"facts": facts, "seconds": known}).encode())
         progress.advance(probe=probe.key)
     return known
 
 
-def _times_s(target: Target, probe: Probe) -> list[float]:
-    engine = target.engine(probe.model(target.profile.placement), probe.example())
+def _times_s(target: Target, probe: Probe) -> tuple[list[float], str]:
+    """Seconds of each run; none, and why, where the runtime does not run the probe's precision."""
+    plan = target.runtime.build(probe.model(target.profile.placement), target.profile, probe.example())
+    others = set(plan.layers.values()) - set(probe.precisions)
+    if others and set(CHECKED).intersection(probe.precisions):
+        return [], f"{target.profile.runtime} runs it in {'/'.join(sorted(others))}"
+    engine = target.runtime.load(plan, target.profile, probe.example())
     try:
         for _ in range(WARM_UP):
             engine.time_once_s()
@@ -98,7 +113,7 @@ def _times_s(target: Target, probe: Probe) -> list[float]:
             taken.append(engine.time_once_s())
     finally:
         engine.close()
-    return taken
+    return taken, ""
 
 
 def _sample(target: Target, probe: Probe, times_s: Sequence[float]) -> Sample:
@@ -117,8 +132,8 @@ def figures(target: Target, measured: Mapping[str, Sequence[float]]) -> tuple[di
 
     Peaks are of the fastest run, everything else of the median.
     """
-    fastest = {probe: min(measured[probe.key]) for probe in _wanted(target)}
-    medians = {probe: statistics.median(measured[probe.key]) for probe in _wanted(target)}
+    fastest = {probe: min(measured[probe.key]) for probe in _run(target, measured)}
+    medians = {probe: statistics.median(measured[probe.key]) for probe in _run(target, measured)}
     numbers: dict[str, float] = {}
     multiples: dict[str, int] = {}
     for probe in medians:
@@ -192,5 +207,7 @@ def _csv(measured: Mapping[str, Sequence[float]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["probe", "median_s", "fastest_s", "runs"])
     for key, times_s in measured.items():
+        if not times_s:
+            continue
         writer.writerow([key, f"{statistics.median(times_s):.4g}", f"{min(times_s):.4g}", len(times_s)])
     return text.getvalue().encode()

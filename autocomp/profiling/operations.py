@@ -64,8 +64,8 @@ class Operation:
         weight: initializer, None where there is none.
         weight_shape: of it.
         weight_bytes: of weight and bias as the operation reads them.
-        precision: it executes in: "int8" (data and weight from DequantizeLinear), "int4" (weight only), "float16",
-            "float32", ...
+        precision: it executes in: "int8" or "float8" (data and weight from DequantizeLinear), "int4" (weight only),
+            "float16", "float32", ...
         macs: multiply-accumulates of one inference, all samples of the batch.
         kernel, strides: of convolutions and pooling.
         groups: of convolutions.

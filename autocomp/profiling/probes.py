@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.hardware import Placement
+from autocomp.runtimes._float16 import to_float16
+from autocomp.runtimes._graft import FLOAT8_OPSET, element_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 SCALE = 0.05
 """Of every quantizer: how fast an engine is does not depend on it."""
+EIGHT_BITS = ("int8", "float8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Probe:
     Attributes:
         purpose: what it is measured for: "operators", "channels", "copy", "overhead" or "edges".
         kind: "conv2d", "linear", "add" or "relu".
-        precisions: of each operator of the chain, "float32" or "int8".
+        precisions: of each operator of the chain: "float32" or "float16" (the same for all), "int8" or "float8".
         channels: in and out of the chain's ends and all between.
         size: height and width; 1 for linear.
         kernel: of convolutions.
@@ -59,12 +62,15 @@ class Probe:
         return np.random.default_rng(0).standard_normal(self.input_shape).astype(np.float32)
 
     def model(self, placement: Placement) -> bytes:
-        """Serialized ONNX, int8 operators between Q/DQ pairs as the target's placement has them."""
+        """Serialized ONNX, 8-bit operators between Q/DQ pairs as the target's placement has them.
+
+        What stands beside 8-bit operators has the placement's float type.
+        """
         return _Writer(self, placement).model()
 
 
 def probes(precisions: Sequence[str]) -> Iterator[Probe]:
-    """All of them, the most telling first. ``precisions``: of "float32" and "int8", those the device runs."""
+    """All of them, the most telling first. ``precisions``: those the device runs, "float32" first."""
     for precision in precisions:
         for size, channels in ((32, (16, 64)), (16, (16, 32, 128)), (8, (32, 64, 256))):
             for width in channels:
@@ -101,8 +107,8 @@ def probes(precisions: Sequence[str]) -> Iterator[Probe]:
         yield Probe(purpose="copy", kind="relu", precisions=("float32",), channels=(16, 16), size=size)
     for length in (1, 33):
         yield Probe(purpose="overhead", kind="add", precisions=("float32",) * length, channels=(1, 1))
-    if len(precisions) > 1:
-        one, two = precisions[:2]
+    if "int8" in precisions and precisions[0] != "int8":
+        one, two = precisions[0], "int8"
         for chain in ((one,) * 4, (two,) * 4, (one, two, one, two), (two, one, two, one), (one, one, two, two)):
             for size, width in ((32, 16), (8, 64)):
                 yield Probe(
@@ -123,11 +129,11 @@ class _Writer:
 
         value = "input"
         for i, precision in enumerate(self.probe.precisions):
-            if precision == "int8":
-                value = self._pair(value, f"in{i}")
+            if precision in EIGHT_BITS:
+                value = self._pair(value, f"in{i}", precision)
             value = self._operator(value, i, precision)
-            if precision == "int8" and self.placement.outputs:
-                value = self._pair(value, f"out{i}")
+            if precision in EIGHT_BITS and self.placement.outputs:
+                value = self._pair(value, f"out{i}", precision)
         graph = helper.make_graph(
             self.nodes,
             "probe",
@@ -135,7 +141,10 @@ class _Writer:
             [helper.make_tensor_value_info(value, TensorProto.FLOAT, None)],
             self.constants,
         )
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        opset = FLOAT8_OPSET if "float8" in self.probe.precisions else 18
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        beside = self.placement.float_type if set(EIGHT_BITS) & set(self.probe.precisions) else ""
+        made = to_float16(made) if "float16" in (beside, *self.probe.precisions) else made
         return bytes(made.SerializeToString())
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -151,12 +160,13 @@ class _Writer:
         self.constants.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def _pair(self, value: str, name: str) -> str:
+    def _pair(self, value: str, name: str, precision: str) -> str:
         import numpy as np
 
         if value.endswith("_dq"):
             return value
-        zero = np.int8(0) if self.placement.symmetric else np.uint8(128)
+        shifted = precision == "int8" and not self.placement.symmetric
+        zero = np.uint8(128) if shifted else np.zeros((), element_type(precision))
         grid = [self._constant(f"{name}_scale", np.float32(SCALE)), self._constant(f"{name}_zero", zero)]
         return self._node(
             "DequantizeLinear", [self._node("QuantizeLinear", [value, *grid], f"{name}_q"), *grid], f"{name}_dq"
@@ -182,11 +192,12 @@ class _Writer:
         import numpy as np
 
         values = np.random.default_rng(i).integers(-127, 128, shape)
-        if precision != "int8":
+        if precision not in EIGHT_BITS:
             return self._constant(f"w{i}", (values / 127 / np.prod(shape[1:]) ** 0.5).astype(np.float32))
+        kind = element_type(precision)
         names = [
-            self._constant(f"w{i}", values.astype(np.int8)),
+            self._constant(f"w{i}", values.astype(kind)),
             self._constant(f"w{i}_scale", np.full(shape[0], 1e-3, np.float32)),
-            self._constant(f"w{i}_zero", np.zeros(shape[0], np.int8)),
+            self._constant(f"w{i}_zero", np.zeros(shape[0], kind)),
         ]
         return self._node("DequantizeLinear", names, f"w{i}_dq", axis=0)

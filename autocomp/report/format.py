@@ -106,6 +106,15 @@ def latency_interval(interval_ms: tuple[float, float] | None) -> str:
     return f"[{digits(interval_ms[0])}, {digits(interval_ms[1])}] ms"
 
 
+def energy(value_mj: float | None) -> str:
+    """Joules of one inference with three significant digits, in J, mJ or µJ."""
+    if value_mj is None or not math.isfinite(value_mj):
+        return NONE
+    if value_mj >= 1000:
+        return f"{digits(value_mj / 1000)} J"
+    return f"{digits(1000 * value_mj)} µJ" if value_mj < 0.1 else f"{digits(value_mj)} mJ"
+
+
 def loss(value: float | None) -> str:
     """A loss with three significant digits."""
     if value is None or not math.isfinite(value):

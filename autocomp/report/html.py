@@ -175,6 +175,8 @@ def point(row: Row, summary: RunSummary) -> dict[str, Any]:
         lines.append(f"{summary.metric['name']} {fmt.score(row.score_test, summary.metric)} (test)")
     if row.latency_ms is not None:
         lines.append(f"{fmt.latency(row.latency_ms)} ({row.latency_source or 'unknown source'})")
+    if row.energy_mj is not None:
+        lines.append(f"{fmt.energy(row.energy_mj)} an inference")
     lines += [fmt.recipe(row), "meets the constraints" if row.feasible else "does not meet the constraints"]
     return {
         "name": html.escape(row.name),

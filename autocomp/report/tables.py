@@ -30,7 +30,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
     table = pd.DataFrame([[getattr(r, c) for c in COLUMNS] for r in rows], columns=list(COLUMNS))
     kinds = dict.fromkeys(INTEGERS, "Int64")
-    kinds |= dict.fromkeys(("score_search", "score_test", "kl_search", "latency_ms"), "float64")
+    kinds |= dict.fromkeys(("score_search", "score_test", "kl_search", "latency_ms", "energy_mj"), "float64")
     return table.astype(kinds)
 
 

@@ -43,12 +43,15 @@ def summary_table(summary: RunSummary) -> RenderableType:
         fmt.latency_title(summary),
         "meets constraints",
     ]
+    rows = [row for row in (summary.best, summary.float32, *summary.baselines.values()) if row is not None]
+    counted = any(row.energy_mj is not None for row in rows)
+    if counted:
+        columns.insert(-1, "energy")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number in (0, 6) else "right", no_wrap=number != 6)
-    rows = [summary.best, summary.float32, *summary.baselines.values()]
+        last = number == len(columns) - 1
+        table.add_column(name, justify="left" if last or not number else "right", no_wrap=not last)
     for row in rows:
-        if row is not None:
-            table.add_row(*_cells(row, summary), style="bold green" if row is summary.best else "")
+        table.add_row(*_cells(row, summary, energy=counted), style="bold green" if row is summary.best else "")
     return Group(table, *(Text(line) for line in closing_lines(summary)))
 
 
@@ -115,7 +118,7 @@ def _plain(text: object) -> str:
     return escape(str(text))
 
 
-def _cells(row: Row, summary: RunSummary) -> list[str]:
+def _cells(row: Row, summary: RunSummary, *, energy: bool) -> list[str]:
     shown = row.score_test if row.score_test is not None else row.score_search
     return [
         _plain(cell)
@@ -126,6 +129,7 @@ def _cells(row: Row, summary: RunSummary) -> list[str]:
             fmt.score(shown, summary.metric),
             fmt.score_interval(row.score_test_ci95, summary.metric) or fmt.NONE,
             fmt.latency(row.latency_ms),
+            *([fmt.energy(row.energy_mj)] if energy else []),
             "yes" if row.feasible else "no",
         )
     ]

@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autocomp.errors import UnsupportedError
+from autocomp.graph.float16 import LARGEST, MASK, SMALLEST_SCALE
 
 if TYPE_CHECKING:
     import onnx
 
 # Sums of squares, powers and exponentials leave float16's range (65504) on ordinary activations: 256² does.
 # LayerNormalization is not here: it sums in float32 as its attribute ``stash_type`` says; Softmax subtracts the
-# maximum first.
+# maximum first. The simulation has the same lists in torch's words: graph/float16.py.
 KEPT_FLOAT32 = frozenset(
     {"CumSum", "Exp", "InstanceNormalization", "Log", "Pow", "ReduceL2", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
 )
 # What is computed from their results stays float32 up to what brings them back into range: x² → mean → + ε → root.
 _FOLLOW = frozenset({"Add", "Div", "Mul", "Reciprocal", "ReduceMean", "Sqrt", "Sub"})
 _BACK = frozenset({"Log", "Reciprocal", "Sqrt"})
-_SMALLEST = np.float32(2.0**-24)
-_MASK = 1e30  # constants beyond are masks ("minus infinity"), which float16's own limit serves as well
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}  # by position: float32 whatever the data is
 _OPSET = 21
 
@@ -156,14 +155,13 @@ def _half(tensor: onnx.TensorProto, *, scale: bool = False) -> onnx.TensorProto:
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(tensor).astype(np.float32)
-    limit = float(np.finfo(np.float16).max)
-    finite = np.where(np.abs(values) >= _MASK, np.copysign(limit, values), values)
+    finite = np.where(np.abs(values) >= MASK, np.copysign(np.float32(LARGEST), values), values)
     top = float(np.abs(finite).max(initial=0.0))
-    if top > limit:
+    if top > LARGEST:
         raise UnsupportedError(
-            f"tensor {tensor.name!r} holds {top:g}, float16 ends at {limit:g}: take a profile whose "
+            f"tensor {tensor.name!r} holds {top:g}, float16 ends at {LARGEST:g}: take a profile whose "
             "placement.float_type is float32"
         )
     if scale:
-        finite = np.maximum(finite, _SMALLEST)
+        finite = np.maximum(finite, np.float32(SMALLEST_SCALE))
     return numpy_helper.from_array(finite.astype(np.float16), tensor.name)

@@ -1,4 +1,4 @@
-"""Building an ONNX model from a skeleton: initializers, weights as integers, Q/DQ pairs."""
+"""Building an ONNX model from a skeleton: initializers, weights as symbols, Q/DQ pairs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from autocomp.core.compressed import ActivationQuantizer
-from autocomp.core.encodings import QuantizedTensor
-from autocomp.graph.integers import has_integer_bias, integer_bias
+from autocomp.core.encodings import Float8Tensor, QuantizedTensor
+from autocomp.graph.integers import float8_numbers, has_integer_bias, integer_bias
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BLOCK_OPSET = 21
 """The first operator set with 4-bit weights and a scale a block."""
+FLOAT8_OPSET = 19
+"""The first one with float8."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,25 @@ class Graft:
 
     Args:
         skeleton: the exported network.
-        tensors: state-dict key → float32 array, for every tensor that is not in ``integers``.
-        integers: state-dict key → symmetric grid of the weights that stay integers.
-        blocks: state-dict key → block size, for those of ``integers`` that are 4-bit; the others are int8.
+        tensors: state-dict key → float32 array, for every tensor that is not in ``symbols``.
+        symbols: state-dict key → symmetric grid or E4M3 numbers, of the weights that stay symbols.
         quantizers: value key → quantizer, for every value that gets a Q/DQ pair.
+        types: state-dict key → "int8", "float8" or "int4", of each of ``symbols``.
+        blocks: state-dict key → block size, for those that are 4-bit.
     """
 
     def __init__(
         self,
         skeleton: Skeleton,
         tensors: Mapping[str, np.ndarray],
-        integers: Mapping[str, QuantizedTensor],
+        symbols: Mapping[str, QuantizedTensor | Float8Tensor],
         quantizers: Mapping[str, ActivationQuantizer],
+        types: Mapping[str, str] | None = None,
         blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.skeleton = skeleton
-        self._tensors, self._integers, self._quantizers = tensors, integers, quantizers
-        self._blocks = blocks or {}
+        self._tensors, self._symbols, self._quantizers = tensors, symbols, quantizers
+        self._types, self._blocks = types or {}, blocks or {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {t.name: t for t in skeleton.constants}
         self._names: dict[str, str] = {}
@@ -64,7 +68,7 @@ class Graft:
         self._transposed = _transposed_weights(skeleton)
 
     def model(self, batch_size: int | None) -> onnx.ModelProto:
-        """The finished model, in float32 and integers; ``batch_size`` None leaves the batch axis free."""
+        """The finished model, in float32 and symbols; ``batch_size`` None leaves the batch axis free."""
         import onnx
 
         for marker in self.skeleton.tensors:
@@ -82,7 +86,8 @@ class Graft:
             input=[_sized(info, batch_size) for info in self.skeleton.inputs],
             output=[_sized(info, batch_size) for info in outputs],
         )
-        opset = max(self.skeleton.opset, BLOCK_OPSET if self._blocks else 0)
+        float8 = "float8" in self._types.values() or any(q.precision == "float8" for q in self._quantizers.values())
+        opset = max(self.skeleton.opset, BLOCK_OPSET if self._blocks else 0, FLOAT8_OPSET if float8 else 0)
         return onnx.ModelProto(
             ir_version=self.skeleton.ir_version,
             producer_name="autocomp",
@@ -95,40 +100,45 @@ class Graft:
         key = self.skeleton.tensors[marker]
         self._weights[marker] = key
         turned = marker in self._transposed
-        if key not in self._integers:
+        if key not in self._symbols:
             array = self._tensors[key]
             self._names[marker] = self._initializer(key, array.T if turned else array)
             return
-        encoding = self._integers[key]
-        symbols, scale = encoding.symbols.numpy().astype(np.int8), self._integer_scale(key)
+        encoding = self._symbols[key]
+        symbols, scale = self._typed(key), self._weight_scale(key)
         if key in self._blocks:
             self._names[marker] = self._dequantize_blocks(key, symbols, scale, turned)
             return
         axis = encoding.axis
         if turned:
             symbols, axis = symbols.T, 1 - axis
-        zero = np.zeros(scale.shape, np.int8)
+        zero = np.zeros(scale.shape, symbols.dtype)
         self._names[marker] = self._dequantize(key, symbols, scale, zero, axis)
 
     def _dequantize_blocks(self, key: str, symbols: np.ndarray, scale: np.ndarray, turned: bool) -> str:
         """4-bit weights [out, in] with a scale a block of inputs: the channel's own, repeated, so nothing is lost."""
-        import ml_dtypes
         from onnx import helper
 
         outputs, inputs = symbols.shape
         size = self._blocks[key]
-        scales = np.broadcast_to(scale.reshape(-1, 1), (outputs, inputs // size))
-        small, axis = symbols.astype(ml_dtypes.int4), 1
+        scales, axis = np.broadcast_to(scale.reshape(-1, 1), (outputs, inputs // size)), 1
         if turned:
-            small, scales, axis = small.T, scales.T, 0
-        names = [self._initializer(key, small), self._initializer(f"{key}:scale", scales)]
+            symbols, scales, axis = symbols.T, scales.T, 0
+        names = [self._initializer(key, symbols), self._initializer(f"{key}:scale", scales)]
         out = f"{key}:dequantized"
         self._nodes.append(helper.make_node("DequantizeLinear", names, [out], f"{key}:dq", axis=axis, block_size=size))
         return out
 
-    def _integer_scale(self, key: str) -> np.ndarray:
-        """Scale of an integer weight: [channels], or scalar, float32."""
-        scale: np.ndarray = self._integers[key].scale.numpy().astype(np.float32)
+    def _typed(self, key: str) -> np.ndarray:
+        """A weight's symbols in the type that they are read in."""
+        encoding, kind = self._symbols[key], self._types[key]
+        numbers = float8_numbers(encoding) if kind == "float8" else encoding.symbols
+        assert numbers is not None
+        return numbers.numpy().astype(element_type(kind))
+
+    def _weight_scale(self, key: str) -> np.ndarray:
+        """Scale of a weight's symbols: [channels], or scalar, float32."""
+        scale: np.ndarray = self._symbols[key].scale.numpy().astype(np.float32)
         return scale.reshape(()) if scale.size == 1 else scale
 
     def _dequantize(self, key: str, symbols: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> str:
@@ -199,11 +209,12 @@ class Graft:
         weight = self._weights.get(node.input[1])
         bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
         quantizer = self._grid.get(copy.input[0])
-        if weight not in self._integers or bias is None or quantizer is None or weight is None:
+        encoding = self._symbols.get(weight) if weight is not None else None
+        if not isinstance(encoding, QuantizedTensor) or bias is None or quantizer is None:
             return
         if not has_integer_bias(quantizer):
             return
-        rounded = integer_bias(torch.from_numpy(self._tensors[bias]), self._integers[weight], quantizer.scale)
+        rounded = integer_bias(torch.from_numpy(self._tensors[bias]), encoding, quantizer.scale)
         if rounded is None:
             return
         symbols, scale = rounded[0].numpy().astype(np.int32), rounded[1].numpy()
@@ -225,10 +236,10 @@ class Graft:
     def _pair(self, key: str, name: str, quantizer: ActivationQuantizer) -> str:
         from onnx import helper
 
-        integer = np.uint8 if quantizer.low >= 0 else np.int8
+        kind = "uint8" if quantizer.low >= 0 else quantizer.precision
         constants = [
             self._initializer(f"{key}:scale", np.asarray(quantizer.scale, np.float32)),
-            self._initializer(f"{key}:zero_point", np.asarray(quantizer.zero_point, integer)),
+            self._initializer(f"{key}:zero_point", np.asarray(quantizer.zero_point, element_type(kind))),
         ]
         symbols, out = f"{key}:quantized", f"{key}:dequantized"
         self._nodes.append(helper.make_node("QuantizeLinear", [name, *constants], [symbols], f"{key}:q"))
@@ -250,6 +261,14 @@ class Graft:
                 maker = self._nodes[makers[0]]
                 maker.output[list(maker.output).index(made)] = info.name
         return info
+
+
+def element_type(kind: str) -> np.dtype:
+    """numpy's type for "int8", "uint8", "float8" (E4M3) and "int4"."""
+    import ml_dtypes
+
+    kinds: dict[str, np.dtype] = {"float8": np.dtype(ml_dtypes.float8_e4m3fn), "int4": np.dtype(ml_dtypes.int4)}
+    return kinds.get(kind) or np.dtype(kind)
 
 
 def _transposed_weights(skeleton: Skeleton) -> set[str]:

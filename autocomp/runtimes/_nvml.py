@@ -58,6 +58,26 @@ def energy_j(uuid: str | None = None) -> float | None:
         return None if millijoules is None else float(millijoules) / 1000
 
 
+def energy_per_run_j(run: Callable[[], float], runs: int, least_s: float, uuid: str | None = None) -> float | None:
+    """Joules of one inference, from the counter before and behind; None where the GPU has none.
+
+    Args:
+        run: starts ``runs`` inferences and returns the seconds that one took, once they are done.
+        runs: inferences of a call.
+        least_s: seconds of inferences at least: long, so that the steps in which the counter moves do not count.
+        uuid: of the device; None: the first.
+    """
+    before = energy_j(uuid)
+    if before is None:
+        return None
+    count, spent_s = 0, 0.0
+    while spent_s < least_s:
+        spent_s += runs * run()
+        count += runs
+    behind = energy_j(uuid)
+    return None if behind is None or behind <= before else (behind - before) / count
+
+
 def throttle_reasons(bits: int) -> list[str]:
     """Names of the reasons in NVML's bit mask that slow the clocks down."""
     return [name for bit, name in _THROTTLE.items() if bits & bit]

@@ -1,7 +1,8 @@
 """ONNX graphs executed by torch, operator by operator: the plain reference that judges other engines.
 
-Q/DQ pairs are computed in float32 as the ONNX operators define them, so the result is the simulation of an integer
-engine. Covers the operators that autocomp's exporter writes; another one is refused by name.
+Q/DQ pairs are computed as the ONNX operators define them, so the result is the simulation of an integer engine; what
+the model has in float16 is computed in float16. Covers the operators that autocomp's exporter writes; another one is
+refused by name.
 Source: ONNX operator specification, opsets 17 to 23.
 """
 

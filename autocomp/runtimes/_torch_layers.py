@@ -20,15 +20,15 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1
     """QuantizeLinear to uint8 or int8; ties go to the even number."""
     dtype = torch.uint8 if zero is None else zero.dtype
     low, high = _RANGES[dtype]
-    steps = torch.round(x / _along(scale, x, axis))
+    steps = torch.round(x.float() / _along(scale, x, axis).float())
     shifted = steps if zero is None else steps + _along(zero, x, axis).float()
     return shifted.clamp(low, high).to(dtype)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1) -> Tensor:
-    """DequantizeLinear to float32."""
+    """DequantizeLinear to the scale's type."""
     shifted = q.float() if zero is None else q.float() - _along(zero, q, axis).float()
-    return shifted * _along(scale, q, axis)
+    return (shifted * _along(scale, q, axis).float()).to(scale.dtype)
 
 
 def _along(parameter: Tensor, x: Tensor, axis: int) -> Tensor:

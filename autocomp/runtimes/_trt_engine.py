@@ -104,6 +104,11 @@ class TensorRTEngine:
         gpu = _cuda.gpu()
         return {"launches": self.launches, "no_graph": self.no_graph, **_nvml.conditions(gpu.uuid if gpu else None)}
 
+    def energy_per_run_j(self, least_s: float) -> float | None:
+        """See :class:`autocomp.core.hardware.CountsEnergy`."""
+        gpu = _cuda.gpu()
+        return _nvml.energy_per_run_j(self.time_once_s, self.launches, least_s, gpu.uuid if gpu else None)
+
     def close(self) -> None:
         """Free context, engine and device memory. Twice is fine."""
         if self._device is None:

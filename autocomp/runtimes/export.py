@@ -16,16 +16,19 @@ import numpy as np
 import torch
 
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import QuantizedTensor
+from autocomp.core.encodings import Float8Tensor, QuantizedTensor
 from autocomp.core.hardware import Placement
 from autocomp.core.network import Layer, Network
 from autocomp.errors import UnsupportedError
-from autocomp.graph.integers import fits_int4, grids, integer_layers, layer_reads
-from autocomp.graph.placement import may_run_int8
+from autocomp.graph.integers import fits_int4, grids, kernel_layers, layer_reads
+from autocomp.graph.placement import may_run_8bit
 from autocomp.runtimes._adapt import adapted
 from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes._graft import Graft
 from autocomp.runtimes._skeleton import Skeleton, computes, export_skeleton
+
+SYMBOLS = ("int8", "float8", "int4")
+"""Precisions of layers whose weights reach the engine as symbols and scales."""
 
 
 class OnnxExporter:
@@ -56,26 +59,26 @@ class OnnxExporter:
         return export_skeleton(self.network)
 
     def executes(
-        self, compressed: CompressedModel, placement: Placement, int8_layers: Collection[str] | None = None
+        self, compressed: CompressedModel, placement: Placement, layers: Collection[str] | None = None
     ) -> dict[str, str]:
-        """Layer → "int8", "int4" or the placement's ``float_type``: how its weights reach the engine.
+        """Layer → "int8", "float8", "int4" or the placement's ``float_type``: how its weights reach the engine.
 
-        A layer asked for int8 still stays float where its weights are no symmetric int8 grid (float16,
-        a zero point, symbols beyond ±127), its inputs are not quantized, or the target leaves it out. "int4" is
-        weight-only: the layer computes in ``float_type``.
+        A layer asked for 8 bits runs in those of its inputs. It stays float where its weights do not fit (for int8:
+        float16, a zero point, symbols beyond ±127; for float8: numbers that E4M3 has not), its inputs are not
+        quantized, or the target leaves it out. "int4" is weight-only: the layer computes in ``float_type``.
 
         Args:
             compressed: the candidate.
             placement: of the target.
-            int8_layers: layers asked for; None: those whose choice holds an activation step.
+            layers: layers asked for 8 bits; None: those whose choice holds an activation step.
         """
-        if int8_layers is None:
-            int8_layers = _asked(compressed)
-        able = set(integer_layers(self.network, compressed, grids(self.network, compressed.activations)))
+        if layers is None:
+            layers = _asked(compressed)
+        able = kernel_layers(self.network, compressed, grids(self.network, compressed.activations))
         found = dict.fromkeys(self.network.layers, placement.float_type)
         for name, layer in self.network.layers.items():
-            if name in able and name in int8_layers and may_run_int8(layer, placement):
-                found[name] = "int8"
+            if name in able and name in layers and may_run_8bit(layer, placement):
+                found[name] = able[name]
             elif self._block_size(layer, compressed, placement):
                 found[name] = "int4"
         return found
@@ -93,7 +96,7 @@ class OnnxExporter:
         self,
         compressed: CompressedModel,
         placement: Placement,
-        int8_layers: Collection[str] | None = None,
+        layers: Collection[str] | None = None,
         batch_size: int | None = None,
     ) -> bytes:
         """The candidate as a serialized ONNX model.
@@ -102,7 +105,7 @@ class OnnxExporter:
             compressed: the candidate.
             placement: of the target, which decides how all is written; a symmetric one takes int8 quantizers with
                 zero point 0 only.
-            int8_layers: layers that execute in int8 where they can (see :meth:`executes`); None: those
+            layers: layers that execute in 8 bits where they can (see :meth:`executes`); None: those
                 whose choice holds an activation step.
             batch_size: None: any.
 
@@ -111,24 +114,25 @@ class OnnxExporter:
                 the target's ``float_type`` cannot hold.
         """
         _check_placement(compressed, placement)
-        executes = self.executes(compressed, placement, int8_layers)
+        executes = self.executes(compressed, placement, layers)
         state = self.network.module.state_dict()
-        integers: dict[str, QuantizedTensor] = {}
+        symbols: dict[str, QuantizedTensor | Float8Tensor] = {}
+        types: dict[str, str] = {}
         blocks: dict[str, int] = {}
         for name, precision in executes.items():
             layer = self.network.layers[name]
             encoding = compressed.tensors.get(layer.weight)
-            if precision in ("int8", "int4") and isinstance(encoding, QuantizedTensor):
-                integers[layer.weight] = encoding
+            if precision in SYMBOLS and isinstance(encoding, QuantizedTensor | Float8Tensor):
+                symbols[layer.weight], types[layer.weight] = encoding, precision
             if precision == "int4":
                 blocks[layer.weight] = self._block_size(layer, compressed, placement)
         tensors: dict[str, np.ndarray] = {}
-        for key in set(self.skeleton.tensors.values()) - set(integers):
+        for key in set(self.skeleton.tensors.values()) - set(symbols):
             encoded = compressed.tensors.get(key)
             tensor = encoded.decode() if encoded is not None else self._tensor(key, state)
             tensors[key] = tensor.detach().numpy()
         quantizers = self._pairs(compressed, placement, executes)
-        model = Graft(self.skeleton, tensors, integers, quantizers, blocks).model(batch_size)
+        model = Graft(self.skeleton, tensors, symbols, quantizers, types, blocks).model(batch_size)
         if placement.float_type == "float16":
             model = to_float16(model)
         return bytes(model.SerializeToString())
@@ -139,14 +143,14 @@ class OnnxExporter:
         """Value → quantizer, for the values that get a Q/DQ pair of their own.
 
         A value that only moves elements of a quantized one lies on its grid already. ONNX Runtime wants a pair on
-        both sides of every operation; else it gets one only where an int8 layer reads it, and none between
+        both sides of every operation; else it gets one only where an 8-bit layer reads it, and none between
         padding and convolution, which become one kernel.
         """
         quantizers = grids(self.network, compressed.activations)
         if placement.elementwise:
             return quantizers
         reads = layer_reads(self.network)
-        read = {key for name, precision in executes.items() if precision == "int8" for key in reads[name]}
+        read = {key for name, precision in executes.items() if precision in ("int8", "float8") for key in reads[name]}
         read -= {key for key in read if self.network.values[key].op == "zero_pad"}
         return {key: q for key, q in quantizers.items() if key in compressed.activations or key in read}
 
@@ -155,20 +159,20 @@ class OnnxExporter:
         compressed: CompressedModel,
         placement: Placement,
         batch_size: int | None = None,
-        int8_layers: Collection[str] | None = None,
+        layers: Collection[str] | None = None,
     ) -> str:
         """Hash of everything that decides how fast the engine is; weights and scales do not.
 
         Engines of one key differ in the numbers they hold only.
         """
-        executes = self.executes(compressed, placement, int8_layers)
+        executes = self.executes(compressed, placement, layers)
         quantizers = self._pairs(compressed, placement, executes)
         content = {
             "graph": self._graph_text,
             "weights": {
                 name: [precision, list(compressed.tensors[self.network.layers[name].weight].scale.shape)]  # type: ignore[union-attr]
                 for name, precision in executes.items()
-                if precision in ("int8", "int4")
+                if precision in SYMBOLS
             },
             "values": {key: [q.low, q.high, q.zero_point == q.low] for key, q in quantizers.items()},
             "float_type": placement.float_type,

@@ -1,6 +1,7 @@
 """PyTorch, eager or compiled, on the CPU or a CUDA device: the reference that judges other engines.
 
-It executes the same ONNX model as they do, in float32 throughout: a Q/DQ pair is simulated, no layer runs on integers.
+It executes the same ONNX model as they do, in float32, or in float16 where the model has that: a Q/DQ pair is
+simulated, no layer runs on 8 bits.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from autocomp import environment
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
 from autocomp.errors import UnsupportedError
-from autocomp.runtimes import _cpu
+from autocomp.runtimes import _cpu, _nvml
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from torch import Tensor
 
     from autocomp.runtimes._onnx_torch import OnnxProgram
@@ -73,6 +75,15 @@ class TorchEngine:
             start = time.perf_counter()
             function(self._fixed)
             return time.perf_counter() - start
+
+    def energy_per_run_j(self, least_s: float) -> float | None:
+        """See :class:`autocomp.core.hardware.CountsEnergy`; None on the CPU."""
+        if self._fixed is None or not self._fixed.is_cuda:
+            return None
+        import torch
+
+        uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        return _nvml.energy_per_run_j(self.time_once_s, 1, least_s, uuid)
 
     def close(self) -> None:
         """Free the tensors. Twice is fine."""
@@ -151,7 +162,7 @@ class Torch:
             example: [n, ...], the input the engine is timed with.
 
         Returns:
-            The ONNX model itself: torch has no file of its own for it. Every layer runs in float32.
+            The ONNX model itself: torch has no file of its own for it. Every layer runs in the float type it has there.
 
         Raises:
             UnsupportedError: an operator that is not covered, or that fails; with the node's name.
@@ -164,9 +175,7 @@ class Torch:
         eager = HardwareProfile(name=profile.name, title="", runtime=self.name, precisions={})
         source = graphs.load(onnx_model)
         TorchEngine(_program(onnx_model, "cpu"), eager, example).close()
-        return Plan(
-            data=onnx_model, layers=graphs.joined((weight, "float32") for _, weight in graphs.layer_calls(source))
-        )
+        return Plan(data=onnx_model, layers=_float_types(source))
 
     def load(self, plan: Plan, profile: HardwareProfile, example: np.ndarray) -> Engine:
         """The model on the profile's device."""
@@ -174,6 +183,19 @@ class Torch:
         if missing is not None:
             raise UnsupportedError(f"torch: cannot load the plan: {missing}")
         return TorchEngine(_program(plan.data, profile.options.get("device", "cpu")), profile, example)
+
+
+def _float_types(model: onnx.ModelProto) -> dict[str, str]:
+    """Weight → "float16" where the layer's result has that type, else "float32"."""
+    import onnx
+
+    from autocomp.runtimes import _onnx_graph as graphs
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    infos = (*inferred.value_info, *inferred.output)
+    halves = {i.name for i in infos if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
+    calls = graphs.layer_calls(model)
+    return graphs.joined((weight, "float16" if node.output[0] in halves else "float32") for node, weight in calls)
 
 
 def _no_cuda() -> str | None:

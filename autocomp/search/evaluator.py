@@ -147,8 +147,9 @@ class Evaluator:
             return artifact.save(path, session.workload, session.network, compressed, self.records(compressed))
 
     def simulated(self, compressed: CompressedModel) -> nn.Module:
-        """A module that computes what the compressed network computes."""
-        return simulated(self.structured(compressed.candidate).network, compressed)
+        """A module that computes what the compressed network computes on the target."""
+        form = self.structured(compressed.candidate)
+        return simulated(form.network, compressed, form.placement.float_type)
 
     def quality(self, compressed: CompressedModel) -> Quality:
         """KL and metric of the simulated network on the search split."""
@@ -165,7 +166,7 @@ class Evaluator:
     def onnx(self, compressed: CompressedModel, batch_size: int | None = None) -> bytes:
         """The network as the target's engine is built from it."""
         form = self.structured(compressed.candidate)
-        layers = set(form.int8_layers(compressed.candidate))
+        layers = set(form.executed_layers(compressed.candidate))
         return form.exporter.export(compressed, form.placement, layers, batch_size)
 
     def latency(
@@ -235,21 +236,23 @@ class Evaluator:
         return done, compressed
 
     def execution_notes(self, compressed: CompressedModel, timing: Measurement | None) -> tuple[str, ...]:
-        """Layers that were asked to run in int8 and do not, in the export or in the built engine."""
+        """Layers that were asked to run in 8 bits and do not, in the export or in the built engine."""
         form = self.structured(compressed.candidate)
-        asked = form.int8_layers(compressed.candidate)
+        asked = {name: step.precision for name, step in form.executed_layers(compressed.candidate).items()}
         if timing is None or not asked:
             return ()
         layers = form.network.layers
         exported = form.executes(compressed, set(asked))
         built = timing.conditions.get("layer_precisions", {})
         runs = {n: built.get(layers[n].weight, exported[n]) for n in asked}
-        floats = [n for n, precision in runs.items() if precision != "int8"]
-        if not floats:
-            return ()
-        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
-        kinds = "/".join(sorted({runs[n] for n in floats}))
-        return (f"requested int8, runs {kinds}: {', '.join(floats[:3])}{more}",)
+        notes = []
+        for precision in sorted(set(asked.values())):
+            others = [n for n, found in runs.items() if asked[n] == precision != found]
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            kinds = "/".join(sorted({runs[n] for n in others}))
+            if others:
+                notes.append(f"requested {precision}, runs {kinds}: {', '.join(others[:3])}{more}")
+        return tuple(notes)
 
     def path_of(self, candidate: Candidate) -> Path:
         """Where an evaluated candidate's file lies until the front is known."""

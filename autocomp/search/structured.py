@@ -52,7 +52,7 @@ class Structured:
         source: tensors by (unit, storage choice).
         restoring: calibration batches that statistics are restored on.
         calibration: calibration batches that activation ranges come from.
-        quantizers: ranges known already, by value key.
+        quantizers: ranges known already, by value key and precision.
         base: the unchanged network's; None: this is it.
     """
 
@@ -65,7 +65,7 @@ class Structured:
         *,
         restoring: Sequence[Tensor],
         calibration: Sequence[Tensor],
-        quantizers: Mapping[str, ActivationQuantizer] | None = None,
+        quantizers: Mapping[tuple[str, str], ActivationQuantizer] | None = None,
         base: Structured | None = None,
     ) -> None:
         self.variant, self.space, self.placement, self.source = variant, space, placement, source
@@ -108,28 +108,28 @@ class Structured:
         """The float32 network of this structure."""
         return stitch(self.network, Candidate({}), self.source.lookup).replace(edits=self.variant.edits)
 
-    def int8_layers(self, candidate: Candidate) -> dict[str, str]:
-        """Layer → calibrator for the layers that ``candidate`` executes in int8."""
+    def executed_layers(self, candidate: Candidate) -> dict[str, QuantizeActivations]:
+        """Layer → step for the layers that ``candidate`` asks to execute in 8 bits."""
         layers = {}
         for unit, names in self.layers.items():
             step = candidate[unit].get("activations")
             if isinstance(step, QuantizeActivations):
-                layers.update(dict.fromkeys(names, step.calibrator))
+                layers.update(dict.fromkeys(names, step))
         return layers
 
-    def activation_values(self, candidate: Candidate) -> dict[str, str]:
-        """Value → calibrator for the values that ``candidate`` quantizes on this target."""
+    def activation_values(self, candidate: Candidate) -> dict[str, QuantizeActivations]:
+        """Value → step for the values that ``candidate`` quantizes on this target."""
         if self.network.graph is None:
             return {}
-        return quantized_values(self.network, self.int8_layers(candidate), self.placement)
+        return quantized_values(self.network, self.executed_layers(candidate), self.placement)
 
-    def quantizers(self, values: Mapping[str, str]) -> dict[str, ActivationQuantizer]:
+    def quantizers(self, values: Mapping[str, QuantizeActivations]) -> dict[str, ActivationQuantizer]:
         """Value → quantizer, calibrated on the float network of this structure where not known yet."""
-        missing = {k: c for k, c in values.items() if k not in self._quantizers}
+        missing = {k: step for k, step in values.items() if (k, step.precision) not in self._quantizers}
         if missing:
             made = calibrate_activations(self.network, missing, self._calibration, symmetric=self.placement.symmetric)
-            self._quantizers.update(made)
-        return {k: self._quantizers[k] for k in values}
+            self._quantizers.update({(k, q.precision): q for k, q in made.items()})
+        return {k: self._quantizers[k, step.precision] for k, step in values.items()}
 
     def realise(self, candidate: Candidate) -> CompressedModel:
         """The candidate's tensors and quantizers, statistics re-estimated on the calibration images."""
@@ -155,5 +155,5 @@ class Structured:
         return known
 
     def executes(self, compressed: CompressedModel, asked: Collection[str]) -> dict[str, str]:
-        """Layer → "int8", "int4" or the target's float type: how its weights reach the engine."""
+        """Layer → "int8", "float8", "int4" or the target's float type: how its weights reach the engine."""
         return self.exporter.executes(compressed, self.placement, asked)

@@ -10,30 +10,35 @@ from typing import Any
 from autocomp.core.candidate import Candidate
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
-from autocomp.core.steps import Choice
+from autocomp.core.space import Unit
+from autocomp.core.steps import Choice, StepConfig
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.session import Session
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import make_row
+from autocomp.transforms.float8 import Float8Weights
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 
 
 def baseline_candidates(session: Session) -> dict[str, Candidate]:
-    """float16 weights, int8, and uniform 4-bit with the maximum as scale, rounding to nearest."""
+    """float16 weights, int8, and uniform 4-bit with the maximum as scale, rounding to nearest; float8 where it runs."""
     half = Choice((QuantizeWeights(bits=16),))
     int8 = QuantizeWeights(bits=8, scale="max", rounding="nearest")
     four = Choice((QuantizeWeights(bits=4, scale="max", rounding="nearest"),))
     units = session.space.units.values()
 
-    def executed(axes: object) -> Choice:
-        runs = isinstance(axes, tuple) and any(a is not None for a in axes)
-        return Choice((int8, QuantizeActivations())) if runs else Choice((int8,))
+    def executed(unit: Unit, weights: StepConfig, precision: str) -> Choice:
+        activations = QuantizeActivations(precision=precision)
+        offered = (Choice((a,)) for a in unit.axes.get("activations", ()) if a is not None)
+        return Choice((weights, activations) if any(c.precision == precision for c in offered) else (weights,))
 
-    return {
+    found = {
         "float16": Candidate({u.name: half for u in units}),
-        "int8": Candidate({u.name: executed(u.axes.get("activations")) for u in units}),
+        "int8": Candidate({u.name: executed(u, int8, "int8") for u in units}),
         "uniform-4bit": Candidate({u.name: four for u in units}),
     }
+    float8 = Candidate({u.name: executed(u, Float8Weights(), "float8") for u in units})
+    return found | ({"float8": float8} if any(c.precision for c in float8.values()) else {})
 
 
 def measure_baselines(evaluator: Evaluator, limits: Limits, float32: Row, progress: Progress) -> dict[str, Row]:

@@ -13,15 +13,17 @@ from autocomp.stages.limits import Limits
 
 
 def latency_fields(timing: Measurement | None, engine_bytes: int | None) -> dict[str, object]:
-    """The latency part of a row: milliseconds, 95 % bootstrap interval of the median where measured, source."""
+    """What timing gives a row: milliseconds, 95 % bootstrap interval of the median where measured, source, energy."""
     if timing is None:
         return {}
+    energy_j = timing.conditions.get("energy_j")
     low, high = median_ci(timing.samples_s)
     return {
         "latency_ms": timing.median_s() * 1e3,
         "latency_ms_ci95": (low * 1e3, high * 1e3) if timing.source == "measured" else None,
         "latency_ratio": median_ratio(timing.samples_s, timing.reference_s) if timing.reference_s else None,
         "latency_source": timing.source,
+        "energy_mj": None if energy_j is None else 1e3 * energy_j,
         "engine_bytes": engine_bytes,
     }
 

@@ -92,7 +92,7 @@ def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clo
             executes: dict[str, str] = {}
             form = evaluator.structured(answer.compressed.candidate)
             if form.network.graph is not None:
-                asked = set(form.int8_layers(answer.compressed.candidate))
+                asked = set(form.executed_layers(answer.compressed.candidate))
                 executes = form.executes(answer.compressed, asked)
             layers = layer_table(evaluator, best, executes, built_layers(answer.timing))
             extra = speed_notes(best, answer.timing, session.target.profile.title)

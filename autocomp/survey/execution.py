@@ -1,4 +1,4 @@
-"""Prices of int8 execution: what quantizing activations does to the outputs."""
+"""Prices of 8-bit execution: what quantizing activations does to the outputs."""
 
 from __future__ import annotations
 
@@ -28,41 +28,55 @@ def execution_choices(space: SearchSpace) -> dict[str, list[Choice]]:
     return out
 
 
-def int8_layers(space: SearchSpace, units: Sequence[str]) -> dict[str, str]:
-    """Layer → calibrator, with the named units executed in int8."""
-    layers: dict[str, str] = {}
+def executed_units(space: SearchSpace) -> dict[str, list[str]]:
+    """8-bit precision → units that may execute in it."""
+    found: dict[str, list[str]] = {}
+    for unit, choices in execution_choices(space).items():
+        for choice in choices:
+            if choice.precision is not None:
+                found.setdefault(choice.precision, []).append(unit)
+    return found
+
+
+def executed_layers(space: SearchSpace, units: Sequence[str], precision: str) -> dict[str, QuantizeActivations]:
+    """Layer → step, with the named units executed in ``precision``."""
+    layers: dict[str, QuantizeActivations] = {}
     for name in units:
         for choice in space.units[name].choices(axes=("activations",)):
             step = choice.get("activations")
-            if isinstance(step, QuantizeActivations):
-                layers.update(dict.fromkeys(space.units[name].layers, step.calibrator))
+            if isinstance(step, QuantizeActivations) and step.precision == precision:
+                layers.update(dict.fromkeys(space.units[name].layers, step))
     return layers
 
 
-def candidate_values(network: Network, space: SearchSpace, placement: Placement) -> dict[str, str]:
-    """Value → calibrator, for every value that some candidate quantizes.
+def candidate_values(
+    network: Network, space: SearchSpace, placement: Placement, precision: str
+) -> dict[str, QuantizeActivations]:
+    """Value → step, for every value that some candidate quantizes in ``precision``.
 
-    More int8 units only ever add combinations of quantized values and drop inputs that lie on a grid
+    More 8-bit units only ever add combinations of quantized values and drop inputs that lie on a grid
     already, so all units together and each alone show every value there is.
     """
-    units = list(execution_choices(space))
-    values = quantized_values(network, int8_layers(space, units), placement)
+    units = executed_units(space).get(precision, [])
+    values = quantized_values(network, executed_layers(space, units, precision), placement)
     for unit in units:
-        values = {**quantized_values(network, int8_layers(space, [unit]), placement), **values}
+        values = {**quantized_values(network, executed_layers(space, [unit], precision), placement), **values}
     return {key: values[key] for key in network.values if key in values}
 
 
-def value_owners(network: Network, space: SearchSpace, placement: Placement) -> dict[str, tuple[str, ...]]:
-    """Value → units that have it quantized when they execute in int8.
+def value_owners(
+    network: Network, space: SearchSpace, placement: Placement, precision: str
+) -> dict[str, tuple[str, ...]]:
+    """Value → units that have it quantized when they execute in ``precision``.
 
     A value between two units belongs to both. What only the combination of units quantizes (a sum of two
     int8 values) belongs to the unit whose values precede it in order of execution.
     """
-    units = list(execution_choices(space))
-    own = {u: set(quantized_values(network, int8_layers(space, [u]), placement)) for u in units}
+    units = executed_units(space).get(precision, [])
+    own = {u: set(quantized_values(network, executed_layers(space, [u], precision), placement)) for u in units}
     owners: dict[str, tuple[str, ...]] = {}
     latest: tuple[str, ...] = tuple(units[:1])
-    for key in quantized_values(network, int8_layers(space, units), placement):
+    for key in quantized_values(network, executed_layers(space, units, precision), placement):
         found = tuple(u for u in units if key in own[u])
         latest = found[-1:] or latest
         owners[key] = found or latest
@@ -73,27 +87,53 @@ def price_execution(
     network: Network,
     space: SearchSpace,
     placement: Placement,
+    quantizers: Mapping[tuple[str, str], ActivationQuantizer],
+    runner: PrefixRunner,
+    effects: Effects,
+) -> dict[str, Entry]:
+    """:func:`price_name` of a unit and a precision → price of executing the unit in it, on float32 weights.
+
+    The logit change of a value that several units quantize is divided among them, so that the sum over all
+    units is the sum over all values, each counted once: exact where everything runs in one precision, the case that
+    plans start from; a unit that is int8 alone is under-estimated. ``kl`` is measured with exactly the
+    unit's own values quantized.
+
+    Args:
+        network, space, placement: of the search.
+        quantizers: (value, precision) → quantizer.
+        runner, effects: of the float32 network.
+    """
+    entries = {}
+    for precision in executed_units(space):
+        known = {key: q for (key, p), q in quantizers.items() if p == precision}
+        entries.update(_priced(network, space, placement, precision, known, runner, effects))
+    return entries
+
+
+def price_name(unit: str, precision: str) -> str:
+    """Names the price of executing a unit in a precision."""
+    return f"{precision} {unit}"
+
+
+def _priced(
+    network: Network,
+    space: SearchSpace,
+    placement: Placement,
+    precision: str,
     quantizers: Mapping[str, ActivationQuantizer],
     runner: PrefixRunner,
     effects: Effects,
 ) -> dict[str, Entry]:
-    """Unit → price of executing it in int8, on float32 weights.
-
-    The logit change of a value that several units quantize is divided among them, so that the sum over all
-    units is the sum over all values, each counted once: exact where everything runs in int8, the case that
-    plans start from; a unit that is int8 alone is under-estimated. ``kl`` is measured with exactly the
-    unit's own values quantized.
-    """
-    owners = value_owners(network, space, placement)
+    owners = value_owners(network, space, placement, precision)
     deltas: dict[str, np.ndarray] = {}
     for key, units in owners.items():
         share = effects.vector(runner.run_values({key: quantizers[key]})) / len(units)
         for unit in units:
             deltas[unit] = deltas[unit] + share if unit in deltas else share
     entries = {}
-    for unit in execution_choices(space):
-        own = quantized_values(network, int8_layers(space, [unit]), placement)
+    for unit in executed_units(space)[precision]:
+        own = quantized_values(network, executed_layers(space, [unit], precision), placement)
         kl = effects.loss(runner.run_values({key: quantizers[key] for key in own})) if own else 0.0
         delta = deltas.get(unit, np.zeros(effects.length, np.float32))
-        entries[unit] = Entry(kl=kl, delta=delta, records={})
+        entries[price_name(unit, precision)] = Entry(kl=kl, delta=delta, records={})
     return entries

@@ -16,10 +16,10 @@ from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.space import SearchSpace, Unit, unit_and_axis
 from autocomp.core.workload import Workload
-from autocomp.survey.execution import execution_choices, int8_layers
+from autocomp.survey.execution import executed_layers, executed_units
 from autocomp.transforms.recipe import recipe_of
 
-FORMAT = 1  # of what is priced and how; another value prices everything anew
+FORMAT = 2  # of what is priced and how; another value prices everything anew
 
 
 def _digest(*parts: Any) -> str:
@@ -52,7 +52,8 @@ def structure_key(key: str, network: Network, space: SearchSpace, name: str) -> 
 
 
 def execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:
-    """Of the prices of int8 execution."""
-    layers = int8_layers(space, list(execution_choices(space)))
-    units = [(u, space.units[u].layers) for u in execution_choices(space)]
-    return _digest(key, "execution", layers, units, repr(profile.placement))
+    """Of the prices of 8-bit execution."""
+    units = executed_units(space)
+    layers = [executed_layers(space, named, precision) for precision, named in units.items()]
+    members = {precision: [(u, space.units[u].layers) for u in named] for precision, named in units.items()}
+    return _digest(key, "execution", layers, members, repr(profile.placement))

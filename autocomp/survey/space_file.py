@@ -18,7 +18,7 @@ from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import Choice, StepConfig
 from autocomp.errors import ConfigError
 from autocomp.graph.coupling import Coupling, coupled_groups
-from autocomp.graph.placement import may_run_int8
+from autocomp.graph.placement import may_run_8bit
 from autocomp.survey import toml_tables as toml
 from autocomp.survey.space_options import STEP_TABLES, TABLES, ActivationOptions, LayerRules, layer_rules
 from autocomp.survey.step_tables import coarseness
@@ -37,7 +37,7 @@ def load_space(
     Args:
         name_or_path: name of a shipped space ("joint") or path of a TOML file.
         network: gives the layers.
-        profile: rules out int8 execution for layer kinds that it does not list with "int8"; its channel
+        profile: rules out int8 and float8 execution for layer kinds that it does not list with it; its channel
             multiple holds for pruning.
         coupling: the network's groups of channels; found here where None. Asked only where the space prunes.
 
@@ -91,8 +91,8 @@ def space_from_toml(
     for unit_name, layers in grouped.items():
         _same_rules(unit_name, layers, rules, file)
         members = [network.layers[layer] for layer in layers]
-        int8 = _int8_allowed(unit_name, members, rules[layers[0]].activations, network, profile, notes)
-        axes = _axes(unit_name, rules[layers[0]], members, recipe, int8, file, notes)
+        able = _executable(unit_name, members, rules[layers[0]].activations, network, profile, notes)
+        axes = _axes(unit_name, rules[layers[0]], members, recipe, able, file, notes)
         units[unit_name] = Unit(name=unit_name, layers=layers, axes=axes)
     if not units:
         raise ConfigError(f"{file}: leave.layers leaves every layer alone; nothing remains to search")
@@ -119,7 +119,7 @@ def _axes(
     rules: LayerRules,
     layers: Sequence[Layer],
     recipe: Recipe,
-    int8: bool,
+    able: Sequence[str],
     file: str,
     notes: list[str],
 ) -> dict[str, tuple[StepConfig | None, ...]]:
@@ -148,7 +148,10 @@ def _axes(
     if not stored:
         raise ConfigError(f"{file}: weights: no option for {layers[0].name}; give bits, steps or float32 = true")
     out["weights"] = stored
-    out["activations"] = rules.activations.options(int8=int8)
+    try:
+        out["activations"] = rules.activations.options(able)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: activations: {error}") from None
     return out
 
 
@@ -171,32 +174,38 @@ def _legal(
     return legal
 
 
-def _int8_allowed(
+def _executable(
     unit: str,
     layers: Sequence[Layer],
     options: ActivationOptions,
     network: Network,
     profile: HardwareProfile,
     notes: list[str],
-) -> bool:
-    """Whether int8 execution is asked for and possible; a note says why not, once a reason."""
-    if "int8" not in options.precisions:
-        return False
+) -> list[str]:
+    """8-bit precisions that are asked for and possible; a note says why not, once a reason."""
+    found = []
+    for precision in (p for p in options.precisions if p != "float32"):
+        why = _why_not(unit, layers, precision, network, profile)
+        if why is None:
+            found.append(precision)
+        else:
+            notes.append(f"{precision} execution left out{why}")
+    return found
+
+
+def _why_not(
+    unit: str, layers: Sequence[Layer], precision: str, network: Network, profile: HardwareProfile
+) -> str | None:
+    """Which of the layers cannot execute in ``precision``, and why."""
     if network.graph is None:
-        notes.append(f"int8 execution left out: the network has no graph ({network.no_graph})")
-        return False
-    for kind in {layer.kind for layer in layers}:
-        if "int8" not in profile.precisions.get(kind, ()):
-            notes.append(f"int8 execution left out for {kind} layers: {profile.name} does not run them in int8")
-            return False
-    if not any(may_run_int8(layer, profile.placement) for layer in layers):
-        notes.append(f"int8 execution left out for depthwise convolutions: {profile.name} runs them in floating point")
-        return False
+        return f": the network has no graph ({network.no_graph})"
+    for kind in sorted({layer.kind for layer in layers}):
+        if precision not in profile.precisions.get(kind, ()):
+            return f" for {kind} layers: {profile.name} does not run them in {precision}"
+    if not any(may_run_8bit(layer, profile.placement) for layer in layers):
+        return f" for depthwise convolutions: {profile.name} runs them in floating point"
     unseen = [layer.name for layer in layers if layer.input_value is None]
-    if unseen:
-        notes.append(f"int8 execution left out for {unit}: the graph does not show the input of {unseen[0]}")
-        return False
-    return True
+    return f" for {unit}: the graph does not show the input of {unseen[0]}" if unseen else None
 
 
 def _overridden(

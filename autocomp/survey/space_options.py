@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from autocomp.survey import step_tables
 from autocomp.survey import toml_tables as toml
 from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.prune import PruneChannels
-from autocomp.transforms.quantize import ROUNDINGS, QuantizeActivations, QuantizeWeights
+from autocomp.transforms.quantize import CALIBRATORS, ROUNDINGS, QuantizeActivations, QuantizeWeights
 from autocomp.transforms.sparsify import Sparsify
 
 
@@ -56,7 +56,7 @@ class ActivationOptions:
     """Table ``[activations]``: how a layer may be executed.
 
     Attributes:
-        precisions: "float32", "int8".
+        precisions: "float32" (the target's own float type), "int8", "float8".
         calibrator: "minmax", "percentile", "mse" or "entropy"; one for the whole space, since a value
             between two layers has one quantizer.
     """
@@ -64,10 +64,10 @@ class ActivationOptions:
     precisions: tuple[str, ...] = ("float32",)
     calibrator: str = "mse"
 
-    def options(self, *, int8: bool) -> tuple[QuantizeActivations | None, ...]:
-        """All options, float32 first; without int8 where the device or the graph has none."""
-        out: list[QuantizeActivations | None] = [None] if "float32" in self.precisions or not int8 else []
-        return (*out, QuantizeActivations(calibrator=self.calibrator)) if int8 else tuple(out)
+    def options(self, able: Sequence[str]) -> tuple[QuantizeActivations | None, ...]:
+        """All options, float32 first; of the 8-bit ones those in ``able``, which device and graph have."""
+        made = [QuantizeActivations(precision=p, calibrator=self.calibrator) for p in self.precisions if p in able]
+        return (*([None] if "float32" in self.precisions or not made else []), *made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "symmetric": (True, False),
     "scale": ("mse", "max"),
     "rounding": ROUNDINGS,
-    "precisions": ("float32", "int8"),
+    "precisions": ("float32", *CALIBRATORS),
     "calibrator": ("minmax", "percentile", "mse", "entropy"),
     "float32": (True, False),
 }
@@ -177,7 +177,7 @@ def _options(base: _T, table: Mapping[str, Any], file: str, where: str) -> _T:
         for v in values:
             _check(key, v, file, where)
         if key == "precisions" and not values:
-            raise ConfigError(f"{file}: {where}.{key} is empty; give float32, int8 or both")
+            raise ConfigError(f"{file}: {where}.{key} is empty; give some of float32, int8, float8")
         changes[key] = tuple(dict.fromkeys(values)) if many else value
     return replace(base, **changes)
 

@@ -96,4 +96,4 @@ def _bits(step: StepConfig) -> float:
         return 16.0 * float(buckets)
     if (snr := getattr(step, "snr_db", None)) is not None:
         return float(snr) / 6.02
-    return {"binarize_weights": 1.0, "ternarize_weights": 1.58}.get(step.kind, 2.0)
+    return {"binarize_weights": 1.0, "ternarize_weights": 1.58, "float8_weights": 8.0}.get(step.kind, 2.0)

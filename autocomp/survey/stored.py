@@ -17,7 +17,7 @@ from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import FLOAT, Choice
 from autocomp.errors import CorruptFileError
 from autocomp.survey.database import Database, Entry, UnitFile
-from autocomp.survey.execution import execution_choices
+from autocomp.survey.execution import execution_choices, price_name
 from autocomp.survey.kept import Kept
 from autocomp.survey.structure import structure_prices
 from autocomp.transforms.recipe import recipe_of
@@ -32,13 +32,13 @@ class Survey:
     Attributes:
         prices: the price table.
         database: tensors by (unit, choice).
-        quantizers: value key → quantizer, for every value that any candidate may quantize.
+        quantizers: (value key, precision) → quantizer, for every value that any candidate may quantize so.
         seconds: wall seconds that the pricing took, earlier runs included.
     """
 
     prices: PriceTable
     database: Database
-    quantizers: dict[str, ActivationQuantizer]
+    quantizers: dict[tuple[str, str], ActivationQuantizer]
     seconds: float
 
 
@@ -71,7 +71,8 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
         if measured:
             found = {n: {k: f.entry(k) for k in f.choices()} for n, f in measured.items()}
             structure = structure_prices(space, recipe_of(space), found)
-        quantizers = {k: ActivationQuantizer.from_json(q) for k, q in index["quantizers"].items()}
+        made = [(k, ActivationQuantizer.from_json(q)) for k, q in index["quantizers"]]
+        quantizers = {(k, q.precision): q for k, q in made}
         fixed = int(index["fixed_bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path}: no survey of space {space.name} can be read ({error}); run again") from error
@@ -132,10 +133,11 @@ def _storage_prices(database: Database, unit: Unit, choices: Sequence[Choice]) -
 def _execution_prices(file: UnitFile, space: SearchSpace, sizes: Mapping[str, int]) -> dict[str, Prices]:
     out = {}
     for unit, choices in execution_choices(space).items():
-        entry = file.entry(unit)
-        none = Entry(kl=0.0, delta=np.zeros_like(entry.delta), records={})
-        entries = [none if c == FLOAT else entry for c in choices]
-        out[unit] = _prices(choices, [0 if c == FLOAT else sizes[unit] for c in choices], entries)
+        names = [None if c.precision is None else price_name(unit, c.precision) for c in choices]
+        known = {name: file.entry(name) for name in names if name is not None}
+        none = Entry(kl=0.0, delta=np.zeros_like(next(iter(known.values())).delta), records={})
+        entries = [none if name is None else known[name] for name in names]
+        out[unit] = _prices(choices, [0 if name is None else sizes[name] for name in names], entries)
     return out
 
 

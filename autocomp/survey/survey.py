@@ -30,7 +30,7 @@ from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
 from autocomp.survey.database import add_to_unit, readable, write_unit
 from autocomp.survey.effects import Effects
-from autocomp.survey.execution import candidate_values, execution_choices, price_execution, value_owners
+from autocomp.survey.execution import candidate_values, executed_units, price_execution, price_name, value_owners
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
 from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
@@ -87,14 +87,14 @@ def survey(
     files = {unit.name: folder / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
     missing = {name: _missing(files[name], space.storage_choices(space.units[name])) for name in files}
     activations = folder / f"{execution_key(key, network, space, profile)}.unit"
-    runs_int8 = bool(execution_choices(space))
+    executes = bool(executed_units(space))
     todo = [name for name, choices in missing.items() if choices]
     structural = structure_choices(space)
     structures = {n: folder / f"{structure_key(key, network, space, n)}.unit" for n in structural}
     unpriced = [n for n, file in structures.items() if _missing(file, structural[n])]
-    execution_done = not runs_int8 or readable(activations) is not None
-    total = len(files) + runs_int8 + len(structural)
-    left = len(todo) + (runs_int8 and not execution_done) + len(unpriced)
+    execution_done = not executes or readable(activations) is not None
+    total = len(files) + executes + len(structural)
+    left = len(todo) + (executes and not execution_done) + len(unpriced)
     progress.stage("survey", total=total, done=total - left)
     tensors, kept = float_encodings(network), Kept()
     hessians = Hessians(network, images, seed=seed)
@@ -143,9 +143,9 @@ def survey(
         # relative: a folder that holds both may be moved; and no ".." may lead through a link
         "folder": os.path.relpath(os.path.realpath(folder), os.path.realpath(cache)),
         "units": {name: path.name for name, path in files.items()},
-        "execution": activations.name if runs_int8 else None,
+        "execution": activations.name if executes else None,
         "structure": {name: path.name for name, path in structures.items()},
-        "quantizers": {k: q.to_json() for k, q in quantizers.items()},
+        "quantizers": [[k, q.to_json()] for (k, _), q in quantizers.items()],
         **_overheads(workload, network, space, tensors, quantizers, profile.placement),
     }
     with storage_errors(cache):
@@ -200,12 +200,14 @@ def _price_structures(
 
 def _calibrated(
     network: Network, space: SearchSpace, profile: HardwareProfile, calibration: Sequence[Tensor]
-) -> dict[str, ActivationQuantizer]:
-    """Quantizers of every value that a candidate may quantize."""
-    values = candidate_values(network, space, profile.placement)
-    if not values:
-        return {}
-    return calibrate_activations(network, values, calibration, symmetric=profile.placement.symmetric)
+) -> dict[tuple[str, str], ActivationQuantizer]:
+    """(value, precision) → quantizer, of every value that a candidate may quantize so."""
+    found = {}
+    for precision in executed_units(space):
+        values = candidate_values(network, space, profile.placement, precision)
+        made = calibrate_activations(network, values, calibration, symmetric=profile.placement.symmetric)
+        found.update({(key, precision): quantizer for key, quantizer in made.items()})
+    return found
 
 
 def _overheads(
@@ -213,10 +215,10 @@ def _overheads(
     network: Network,
     space: SearchSpace,
     tensors: Mapping[str, Encoding],
-    quantizers: Mapping[str, ActivationQuantizer],
+    quantizers: Mapping[tuple[str, str], ActivationQuantizer],
     placement: Placement,
 ) -> dict[str, Any]:
-    """What the file takes besides the units' tensors: ``fixed_bytes``, and ``execution_bytes`` by unit."""
+    """What the file takes besides the units' tensors: ``fixed_bytes``, ``execution_bytes`` by unit and precision."""
     decided = {
         k for u in space.units.values() for n in u.layers for k in (network.layers[n].weight, network.layers[n].bias)
     }
@@ -225,15 +227,18 @@ def _overheads(
     inside = sum(len(records[n]) for n in tensors if n in decided)
     plain = CompressedModel(candidate=Candidate({}), tensors=dict(tensors))
     fixed = len(artifact.pack(workload, network, plain, records))
-    owners = value_owners(network, space, placement)
-    every = plain.replace(activations={k: quantizers[k] for k in owners})
-    full = len(artifact.pack(workload, network, every, records))
-    shares = dict.fromkeys(execution_choices(space), 0.0)
-    for units in owners.values():
-        for unit in units:
-            shares[unit] += 1.0 / len(units)
-    bounds = np.cumsum([0.0, *shares.values()]) * (full - fixed) / max(1.0, sum(shares.values()))
-    execution = {u: int(b) for u, b in zip(shares, np.diff(bounds.round().astype(int)), strict=True)}
+    execution: dict[str, int] = {}
+    for precision, able in executed_units(space).items():
+        owners = value_owners(network, space, placement, precision)
+        every = plain.replace(activations={k: quantizers[k, precision] for k in owners})
+        full = len(artifact.pack(workload, network, every, records))
+        shares = dict.fromkeys(able, 0.0)
+        for units in owners.values():
+            for unit in units:
+                shares[unit] += 1.0 / len(units)
+        bounds = np.cumsum([0.0, *shares.values()]) * (full - fixed) / max(1.0, sum(shares.values()))
+        sizes = zip(shares, np.diff(bounds.round().astype(int)), strict=True)
+        execution.update({price_name(unit, precision): int(size) for unit, size in sizes})
     return {"fixed_bytes": fixed - inside, "execution_bytes": execution}
 
 

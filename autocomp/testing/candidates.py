@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding, QuantizedTensor, round_half
+from autocomp.core.encodings import E4M3_MAX, Encoding, Float8Tensor, QuantizedTensor, round_half
 from autocomp.core.hardware import Placement
 from autocomp.core.network import Network
 from autocomp.graph.placement import quantized_values
@@ -82,4 +82,29 @@ def int8_candidate(
             scale = torch.tensor((high - low) / 255).item()
             zero_point = min(255, max(0, round(-low / scale)))
             activations[key] = ActivationQuantizer(scale=scale, zero_point=zero_point, low=0, high=255)
+    return CompressedModel(candidate=Candidate({}), tensors=tensors, activations=activations)
+
+
+def float8_candidate(
+    network: Network, inputs: Tensor, placement: Placement, *, granularity: str = "channel"
+) -> CompressedModel:
+    """As :func:`int8_candidate`, weights and activations in float8.
+
+    Args:
+        network: with a graph.
+        inputs: [n, ...], what the ranges are taken from.
+        placement: of the target.
+        granularity: of the weights' scales, "channel" or "tensor".
+    """
+    state = network.module.state_dict()
+    tensors: dict[str, Encoding] = {}
+    for layer in network.layers.values():
+        weight, axis = state[layer.weight], layer.channel_axis
+        rows = weight.transpose(0, axis).reshape(weight.shape[axis] if granularity == "channel" else 1, -1)
+        scale = round_half(rows.abs().amax(1).clamp_min(1e-6) / E4M3_MAX)
+        tensors[layer.weight] = Float8Tensor.nearest(weight, scale, axis)
+    layers = {name: "minmax" for name, layer in network.layers.items() if layer.kind != "embedding"}
+    found = ranges(network, inputs, quantized_values(network, layers, placement))
+    scales = {key: torch.tensor(max(-low, high, 1e-3) / E4M3_MAX).item() for key, (low, high) in found.items()}
+    activations = {key: ActivationQuantizer.float8(scale) for key, scale in scales.items()}
     return CompressedModel(candidate=Candidate({}), tensors=tensors, activations=activations)

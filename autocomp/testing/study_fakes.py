@@ -31,7 +31,7 @@ class FakeWeights(StepConfig):
 
     axis: ClassVar[str] = "weights"
     order: ClassVar[int] = 40
-    makes_integers: ClassVar[bool] = True
+    kernels: ClassVar[tuple[str, ...]] = ("int8",)
     bits: int
 
     def label(self) -> str:
@@ -43,6 +43,7 @@ class FakeActivations(StepConfig):
     """int8 execution."""
 
     axis: ClassVar[str] = "activations"
+    precision: ClassVar[str] = "int8"
     order: ClassVar[int] = 50
 
     def label(self) -> str:

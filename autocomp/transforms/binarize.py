@@ -23,7 +23,7 @@ TERNARY_THRESHOLD = 0.7
 class _OneMagnitude(WeightStep):
     """Settings that binary and ternary weights share."""
 
-    makes_integers: ClassVar[bool] = True
+    kernels: ClassVar[tuple[str, ...]] = ("int8", "float8")
     keeps_zeros: ClassVar[bool] = True
     short: ClassVar[str] = ""
 

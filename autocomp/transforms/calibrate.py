@@ -1,4 +1,4 @@
-"""Ranges of activations: what int8 grid each value gets, from what it is on the calibration images."""
+"""Ranges of activations: what 8-bit grid each value gets, from what it is on the calibration images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import SCALE_BITS
+from autocomp.core.encodings import E4M3_MAX, SCALE_BITS, round_e4m3
 from autocomp.core.network import Network
 from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.program import Program
 from autocomp.transforms.observe import image_chunks
+from autocomp.transforms.quantize import QuantizeActivations
 
 BINS = 2048
 PERCENTILE = 99.99
@@ -26,7 +27,7 @@ Range = tuple[float, float]
 
 def calibrate_activations(
     network: Network,
-    values: Mapping[str, str],
+    values: Mapping[str, QuantizeActivations],
     batches: Sequence[Tensor],
     *,
     symmetric: bool = False,
@@ -36,11 +37,11 @@ def calibrate_activations(
 
     Grids: uint8 with zero point 0 for values that are never negative, uint8 with a free zero point for
     others; int8 with zero point 0 for all where ``symmetric``. Every range holds zero, so that padding and
-    ReLU stay exact.
+    ReLU stay exact. float8 has one scale and no zero point everywhere.
 
     Args:
         network: folded network with a graph.
-        values: value key → "minmax", "percentile" (99.99 %), "mse" or "entropy" (Migacz 2017).
+        values: value key → precision, and "minmax", "percentile" (99.99 %), "mse" or "entropy" (Migacz 2017).
         batches: calibration inputs [n, ...].
         symmetric: what the target wants.
         compressed: run with its weights (its own quantizers are not used); None: the float network's.
@@ -56,8 +57,7 @@ def calibrate_activations(
     program = Program(network.graph)
     nodes = {node.name: node for node in program.nodes}
     observers = {
-        nodes[network.values[key].node]: ValueObserver(key, calibrator, symmetric=symmetric)
-        for key, calibrator in values.items()
+        nodes[network.values[key].node]: ValueObserver(key, step, symmetric=symmetric) for key, step in values.items()
     }
     tensors = {} if compressed is None else {key: e.decode() for key, e in compressed.tensors.items()}
     chunks = image_chunks(network, batches)
@@ -81,12 +81,14 @@ class ValueObserver:
 
     Args:
         key: the value's name, for messages.
-        calibrator: "minmax", "percentile", "mse" or "entropy".
-        symmetric: int8 with zero point 0 is wanted: the histogram is of magnitudes.
+        step: precision and calibrator.
+        symmetric: int8 with zero point 0 is wanted. Then, and for float8, the histogram is of magnitudes.
     """
 
-    def __init__(self, key: str, calibrator: str, *, symmetric: bool) -> None:
-        self.key, self._calibrator, self._symmetric = key, calibrator, symmetric
+    def __init__(self, key: str, step: QuantizeActivations, *, symmetric: bool) -> None:
+        self.key, self._calibrator = key, step.calibrator
+        self._float8 = step.precision == "float8"
+        self._symmetric = symmetric or self._float8
         self._low = self._high = 0.0
         self._histogram = torch.zeros(BINS, dtype=torch.float64)
 
@@ -126,8 +128,11 @@ class ValueObserver:
         """The grid that the calibrator chooses."""
         low, high = self._span()
         if high > low and self.needs_histogram and float(self._histogram.sum()) > 0:
-            choose = {"percentile": percentile_range, "mse": mse_range, "entropy": entropy_range}[self._calibrator]
+            mse = float8_range if self._float8 else mse_range
+            choose = {"percentile": percentile_range, "mse": mse, "entropy": entropy_range}[self._calibrator]
             low, high = choose(self._histogram, low, high, 128 if self._symmetric else 256)
+        if self._float8:
+            return ActivationQuantizer.float8(_scale(max(-low, high) / E4M3_MAX))
         return quantizer_for(low, high, symmetric=self._symmetric)
 
 
@@ -182,6 +187,15 @@ def mse_range(histogram: Tensor, low: float, high: float, levels: int) -> Range:
         attempt(best[0] * torch.ones_like(ratios), ratios * high)
         attempt(ratios * low, best[1] * torch.ones_like(ratios))
     return best
+
+
+def float8_range(histogram: Tensor, low: float, high: float, levels: int) -> Range:
+    """The range [0, h] of magnitudes that E4M3 holds with the least squared error of rounding and clipping."""
+    centres = (torch.arange(BINS, dtype=torch.float32) + 0.5) * (high / BINS)
+    tops = high * torch.linspace(1, 0.05, 96)
+    scales = (tops / E4M3_MAX).clamp_min(1e-30)[:, None]
+    errors = ((round_e4m3(centres / scales) * scales - centres).square().double() * histogram).sum(1)
+    return 0.0, float(tops[int(errors.argmin())])
 
 
 def entropy_range(histogram: Tensor, low: float, high: float, levels: int) -> Range:

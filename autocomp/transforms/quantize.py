@@ -18,6 +18,8 @@ from autocomp.transforms.patches import by_rows, weight_from_rows, weight_rows
 from autocomp.transforms.rate import rate_aware
 
 ROUNDINGS = ("nearest", "compensated", "rate")
+CALIBRATORS = {"int8": ("minmax", "percentile", "mse", "entropy"), "float8": ("minmax", "percentile", "mse")}
+"""8-bit precision of activations → ways to choose its scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,16 @@ class QuantizeWeights(StepConfig):
         return self.rounding != "nearest" and self.bits != 16
 
     @property
-    def makes_integers(self) -> bool:
-        """Whether integer kernels can run on the symbols: at most 8 bits, zero at 0."""
-        return self.bits != 16 and self.symmetric
+    def kernels(self) -> tuple[str, ...]:
+        """8-bit precisions whose kernels take the symbols: zero at 0, and for float8 integers that E4M3 holds.
+
+        It holds all up to 16: those of 5 bits, and of steps of a standard deviation or more but for an outlier, which
+        the export finds (:func:`autocomp.graph.integers.float8_numbers`).
+        """
+        if self.bits == 16 or not self.symmetric:
+            return ()
+        coarse = self.bits <= 5 if self.bits is not None else self.step is not None and self.step >= 1
+        return ("int8", "float8") if coarse else ("int8",)
 
     def label(self) -> str:
         text = f"{self.bits}b" if self.bits is not None else f"k{self.step:g}"
@@ -84,30 +93,32 @@ class QuantizeWeights(StepConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeActivations(StepConfig):
-    """int8 execution of a layer: its input (and, where the target wants it, its output) on a grid.
+    """8-bit execution of a layer: its input (and, where the target wants it, its output) on a grid.
 
     Attributes:
-        bits: 8.
-        calibrator: "minmax", "percentile", "mse" or "entropy".
+        precision: "int8", or "float8": E4M3 numbers times a scale.
+        calibrator: "minmax", "percentile", "mse" or (int8) "entropy".
     """
 
     kind: ClassVar[str] = "quantize_activations"
     axis: ClassVar[str] = "activations"
     order: ClassVar[int] = 50
 
-    bits: int = 8
+    precision: str = "int8"
     calibrator: str = "mse"
 
     def __post_init__(self) -> None:
-        if self.bits != 8:
-            raise ConfigError(f"quantize_activations.bits = {self.bits}; allowed 8")
-        if self.calibrator not in ("minmax", "percentile", "mse", "entropy"):
+        if self.precision not in CALIBRATORS:
+            raise ConfigError(f"quantize_activations.precision = {self.precision!r}; allowed {', '.join(CALIBRATORS)}")
+        allowed = CALIBRATORS[self.precision]
+        if self.calibrator not in allowed:
             raise ConfigError(
-                f"quantize_activations.calibrator = {self.calibrator!r}; allowed minmax, percentile, mse, entropy"
+                f"quantize_activations.calibrator = {self.calibrator!r}; allowed for {self.precision}: "
+                f"{', '.join(allowed)}"
             )
 
     def label(self) -> str:
-        return "int8"
+        return self.precision
 
 
 def quantize_weight(

@@ -26,7 +26,7 @@ class QuantizeSnr(WeightStep):
     """
 
     kind: ClassVar[str] = "quantize_snr"
-    makes_integers: ClassVar[bool] = True
+    kernels: ClassVar[tuple[str, ...]] = ("int8",)
     keeps_zeros: ClassVar[bool] = True
 
     snr_db: float = 20.0

@@ -23,13 +23,13 @@ class WeightStep(StepConfig):
     """A way to store a layer's weight.
 
     Class attributes:
-        makes_integers: the encoding is a symmetric grid of at most 8 bits, which integer kernels run on.
+        kernels: 8-bit precisions ("int8", "float8") whose kernels take the encoding as it is.
         keeps_zeros: weights that a mask removed stay exactly zero; else the step takes no mask.
     """
 
     axis: ClassVar[str] = "weights"
     order: ClassVar[int] = 40
-    makes_integers: ClassVar[bool] = False
+    kernels: ClassVar[tuple[str, ...]] = ()
     keeps_zeros: ClassVar[bool] = False
 
     @abstractmethod

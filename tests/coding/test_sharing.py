@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from autocomp.coding.parts import Parts
 from autocomp.coding.tensors import decode_tensor, describe, elements, encode_tensor, with_scale
-from autocomp.core.encodings import CodebookTensor, DctTensor, FloatTensor, HashedTensor, round_half
+from autocomp.core.encodings import CodebookTensor, DctTensor, Float8Tensor, FloatTensor, HashedTensor, round_half
 from autocomp.errors import CorruptFileError
 
 
@@ -72,6 +72,8 @@ ENCODINGS = {
     "hashed raw": HashedTensor(values=normal(3), scale=torch.tensor([1 / 3]), shape=(7,), axis=0),
     "hashed zeros": HashedTensor(values=torch.zeros(1000), scale=torch.ones(1), shape=(100, 20)),
     "dct": DctTensor(symbols=indices((6, 4, 3, 3), 9) - 4, scale=round_half(normal(6).abs())),
+    "float8": Float8Tensor(symbols=indices((6, 4, 3, 3), 253) - 126, scale=round_half(normal(6).abs())),
+    "float8, axis 1": Float8Tensor(symbols=indices((6, 4), 253) - 126, scale=torch.ones(4), axis=1),
     "dct, axis 1": DctTensor(symbols=indices((6, 4, 5), 9) - 4, scale=torch.ones(4), axis=1),
     "sparse": FloatTensor(values=sparse((8, 4, 3, 3), 0.8)),
     "sparse half": FloatTensor.half(sparse((8, 40), 0.8)),
@@ -193,6 +195,7 @@ def test_with_scale_refuses_another_kind():
         HashedTensor(values=torch.zeros(0), scale=torch.ones(1), shape=(4, 3)),
         HashedTensor(values=normal(4), scale=torch.ones(1), shape=(4, 3), seed=1 << 32),
         DctTensor(symbols=indices((4, 3), 4), scale=torch.ones(1)),
+        Float8Tensor(symbols=torch.tensor([127], dtype=torch.int16), scale=torch.ones(1)),
         DctTensor(symbols=indices((4, 3, 17), 4), scale=torch.ones(1)),
     ],
 )

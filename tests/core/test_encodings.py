@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,13 @@ from autocomp.core.encodings import (
     MAX_KERNEL,
     CodebookTensor,
     DctTensor,
+    Float8Tensor,
     FloatTensor,
     HashedTensor,
     QuantizedTensor,
     cosine_basis,
     hash_buckets,
+    round_e4m3,
     round_half,
     round_scale,
 )
@@ -137,7 +140,32 @@ SCALED = [
     ),
     HashedTensor(values=torch.tensor([1.0, 2.0]), scale=torch.ones(3), shape=(3, 2, 3, 3)),
     DctTensor(symbols=torch.ones(3, 2, 3, 3, dtype=torch.int16), scale=torch.ones(3)),
+    Float8Tensor(symbols=torch.ones(3, 2, 3, 3, dtype=torch.int16), scale=torch.ones(3)),
 ]
+
+
+def test_float8_symbols_are_the_numbers_of_the_format_in_order() -> None:
+    """docs/format.md, kind 7, in exact arithmetic."""
+    symbols = torch.arange(-126, 127, dtype=torch.int16)
+    found = Float8Tensor(symbols=symbols, scale=torch.ones(1)).decode()
+    for s, number in zip(symbols.tolist(), found.tolist(), strict=True):
+        e, f = divmod(abs(s), 8)
+        magnitude = f * 2.0**-9 if e == 0 else (8 + f) * 2.0 ** (e - 10)
+        assert number == math.copysign(magnitude, s) if s else math.copysign(1, number) == 1.0
+    assert found.tolist() == sorted(found.tolist())
+    assert found[-1] == 448
+    assert torch.equal(Float8Tensor.nearest(found, torch.ones(1)).symbols, symbols)
+
+
+def test_float8_rounds_as_another_implementation_does() -> None:
+    """Every float16 number: ties, subnormals, what saturates."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    values = halves[halves.isfinite()].float()
+    expected = np.clip(values.numpy(), -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    assert np.array_equal(round_e4m3(values).numpy(), expected)
+    scale = torch.tensor([0.25])
+    decoded = Float8Tensor.nearest(values, scale).decode()
+    assert np.array_equal(decoded.numpy(), round_e4m3(values * 4).numpy() / 4)
 
 
 @pytest.mark.parametrize("encoding", SCALED, ids=lambda e: type(e).__name__)

@@ -78,6 +78,35 @@ def test_search_for_a_gpu_that_is_not_here(
     assert (tmp_path / "again.plan").read_bytes() == (out / "model.plan").read_bytes()
 
 
+def test_float8_search(tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """Simulated, coded, built by the real builder, read back, and the same again from the file."""
+    profile = load_profile("rtx-4090")
+    missing = Target(profile=profile, runtime=find(profile.runtime)).cannot_build()
+    if missing is not None:
+        pytest.skip(f"rtx-4090: {missing}")
+    space = tmp_path / "space.toml"
+    space.write_text(
+        '[weights]\nfloat32 = false\n[[share]]\nkind = "float8_weights"\ngranularity = ["channel", "tensor"]\n'
+        '[activations]\nprecisions = ["float8"]\n'
+    )
+    out = tmp_path / "run"
+    asked = ("--budget", "60kB", "--target", "rtx-4090", "--space", space, "--preset", "quick", "--trials", "4")
+    done = autocomp("search", *tiny.arguments, *asked, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["failures"] == {}
+    baseline = summary["baselines"]["float8"]
+    assert baseline["techniques"] == ["float8_weights", "quantize_activations"]
+    assert 0 < baseline["kl_search"] < 0.05
+    assert baseline["score_search"] > summary["float32"]["score_search"] - 0.03
+    assert not [note for note in baseline["notes"] if "requested float8" in note]
+    stored = json.loads((out / "summary.json").read_text())
+    assert {layer["runs"] for layer in stored["layers"]} == {"float8"}
+    assert autocomp("verify", out).returncode == 0
+    refused = autocomp("search", *tiny.arguments, "--space", space, "--trials", "2", "--out", tmp_path / "cpu")
+    assert "float8 execution left out for conv2d layers: cpu-onnxruntime does not run them in float8" in refused.stderr
+
+
 def test_search_for_a_microcontroller(
     tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from autocomp.evaluators.latency import (
     throttled,
 )
 from autocomp.runtimes._profiles import load_target
+from autocomp.stages.rows import latency_fields
 from autocomp.testing.onnx_models import TinyNetwork
 
 QUICK = TimingRecipe(warmup_s=0.005, target_s=0.02)
@@ -234,6 +235,27 @@ def test_throttled_clocks_are_retried_and_then_told(tmp_path: Path, always: bool
     notes = disturbance_notes(found)
     assert len(notes) == int(always)
     assert all("software thermal slowdown" in note for note in notes)
+
+
+class Counting(Script):
+    """A device that counts energy: 3 mJ an inference."""
+
+    def energy_per_run_j(self, least_s: float) -> float | None:
+        assert least_s == TimingRecipe().energy_s
+        return 3e-3
+
+
+def test_energy_stands_beside_latency_where_the_device_counts_it(tmp_path: Path, monkeypatch: Any) -> None:
+    recipe = TimingRecipe(warmup_s=0.0, warmup_runs=1, target_s=0.0, slow_samples=4)
+    meter, runtime = scripted(tmp_path, recipe, a=[1.0], b=[1.0])
+    load = runtime.load
+    counting = Counting("counting", [1.0], [])
+    monkeypatch.setattr(runtime, "load", lambda plan, *rest: counting if plan.data == b"a" else load(plan, *rest))
+    found, _ = meter.measure("1", lambda: b"a", EXAMPLE, lambda: b"b")
+    assert found.conditions["energy_j"] == 3e-3
+    assert "reference_energy_j" not in found.conditions
+    assert latency_fields(found, 1)["energy_mj"] == 3.0
+    assert latency_fields(Measurement(samples_s=(1.0,)), 1)["energy_mj"] is None
 
 
 def test_normalised_takes_the_moment_out() -> None:

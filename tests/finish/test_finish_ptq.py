@@ -26,7 +26,7 @@ from autocomp.transforms.dct import DctKernels
 from autocomp.transforms.observe import decoded_module
 from autocomp.transforms.patches import channel_axis, weight_from_rows, weight_rows
 from autocomp.transforms.problem import LayerProblem
-from autocomp.transforms.quantize import QuantizeWeights
+from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 from autocomp.transforms.share import ClusterWeights
 from autocomp.transforms.sparsify import Sparsify
 from autocomp.transforms.statistics import restore_statistics
@@ -185,7 +185,7 @@ def test_float_network_stays_float(network: Network, images: Tensor) -> None:
 
 def test_int8_activations_take_part(network: Network, images: Tensor) -> None:
     compressed = candidate_of(network, QuantizeWeights(bits=4))
-    values = {la.input_value: "mse" for la in network.layers.values() if la.input_value is not None}
+    values = {la.input_value: QuantizeActivations() for la in network.layers.values() if la.input_value is not None}
     quantizers = calibrate_activations(network, values, [images], compressed=compressed)
     walk = GraphWalk(network, compressed.replace(activations=quantizers), images)
     layer = network.layers["blocks.0.conv2"]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
@@ -38,6 +42,26 @@ def test_fake_quantize_keeps_what_lies_on_the_grid(symbol, scale, zero_point):
     quantizer = ActivationQuantizer(scale=scale, zero_point=zero_point, low=0, high=255)
     x = torch.tensor([float(symbol - zero_point)]) * torch.tensor(scale)
     assert torch.equal(fake_quantize(x, quantizer), x)
+
+
+@pytest.mark.parametrize("scale", [2.0**-9, 0.0123, 3.0])
+def test_float8_is_onnx_quantize_dequantize(scale):
+    """Against ONNX Runtime, bit for bit: numbers of all sizes, ties, and what saturates."""
+    graph = onnx.parser.parse_graph(
+        "g (float[n] x) => (float[n] y) <float scale, float8e4m3fn zero>"
+        "{ q = QuantizeLinear(x, scale, zero)  y = DequantizeLinear(q, scale, zero) }"
+    )
+    number = np.float32(scale)
+    graph.initializer.append(numpy_helper.from_array(np.asarray(number), "scale"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), ml_dtypes.float8_e4m3fn), "zero"))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(20000, generator=generator) * torch.logspace(-6, 4, 20000)
+    halves = torch.arange(-600, 600) * 0.5 * torch.tensor(scale)
+    x = torch.cat([x, halves, torch.tensor([0.0, 464.0, 465.0, -1e30]) * torch.tensor(scale)])
+    found = fake_quantize(x, ActivationQuantizer.float8(float(number)))
+    np.testing.assert_array_equal(found.numpy(), session.run(None, {"x": x.numpy()})[0])
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from autocomp.core.candidate import Candidate
 from autocomp.core.steps import Choice
 from autocomp.errors import InfeasibleError
-from autocomp.planner.plan import integer_weights, plan, reachable, smallest, solve
+from autocomp.planner.plan import plan, reachable, smallest, solve
 from autocomp.planner.quadratic import CROSS_WEIGHT, surrogate
 from tests.planner.tables import make
 
@@ -36,7 +37,7 @@ def test_solutions_keep_the_budget_and_the_bound(execution: str) -> None:
         assert losses[0] <= losses[1] + 1e-12
         for choice in found.candidate.values():
             assert (choice.get("activations") is not None) == (execution == "int8")
-            assert execution == "float32" or integer_weights(choice)
+            assert execution == "float32" or execution in choice.kernels
 
 
 def test_more_bytes_never_plan_a_higher_loss_by_much() -> None:
@@ -96,8 +97,20 @@ def test_same_table_same_plan() -> None:
     assert first == plan(make()[0], make()[1], budget_bytes=None, count=10)
 
 
+def test_a_space_without_float_execution() -> None:
+    prices, _ = make()
+    only = {
+        unit: dataclasses.replace(p, choices=p.choices[1:], bytes=p.bytes[1:], kl=p.kl[1:], delta=p.delta[1:])
+        for unit, p in prices.execution.items()
+    }
+    prices = dataclasses.replace(prices, execution=only)
+    low, high = reachable(prices)
+    for execution in ("int8", "float32"):
+        found = solve(prices, (low + high) // 2, execution=execution).candidate
+        assert {found[unit].precision for unit in only} == {"int8"}
+
+
 def test_int8_needs_integer_weights() -> None:
     prices, _ = make()
     half = prices.storage["layer00"].choices[1]
-    assert not integer_weights(half)
-    assert not integer_weights(Choice(()))
+    assert half.kernels == Choice(()).kernels == ()

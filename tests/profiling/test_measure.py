@@ -1,10 +1,12 @@
 """``autocomp profile`` on this CPU: what it writes loads and predicts, and an interrupted run goes on."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from autocomp import cli
@@ -14,6 +16,8 @@ from autocomp.profiling import measure
 from autocomp.profiling.measure import channel_multiple, profile_device
 from autocomp.profiling.model import latency_model
 from autocomp.profiling.operations import operations
+from autocomp.profiling.probes import probes
+from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes._profiles import load_profile, load_target
 from autocomp.testing.onnx_models import TinyNetwork
 
@@ -60,6 +64,43 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     assert (found.method, found.seconds > 0) == ("table", True)
     rows = list(csv.DictReader((tmp_path / "mine.operators.csv").read_text().splitlines()))
     assert {row["probe"] for row in rows} == set(second)
+
+
+class Noting(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("short")
+def test_float16_is_measured_where_it_runs(tmp_path: Path) -> None:
+    target, out = load_target("cpu-torch"), tmp_path / "mine.toml"
+    progress = Noting()
+    profile_device(target, out, progress)
+    written = load_profile(str(out))
+    assert {"numbers.peak_float32_ops_per_s", "numbers.peak_float16_ops_per_s"} <= set(written.numbers)
+    assert set(written.channel_multiple) == {"float32", "float16"}
+    assert progress.notes == []
+    half = to_float16(onnx.load_model_from_string(TinyNetwork().onnx_bytes())).SerializeToString()
+    found = latency_model(written).predict(operations(half, 1))
+    assert (found.method, found.seconds > 0) == ("table", True)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_precision_that_the_runtime_replaces_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's CPU takes float16 models, and computes them in float32."""
+    known = load_target("cpu-onnxruntime")
+    listed = dict.fromkeys(("conv2d", "linear"), ("float32", "float16"))
+    target = dataclasses.replace(known, profile=dataclasses.replace(known.profile, precisions=listed))
+    monkeypatch.setattr(measure, "probes", lambda ps: [p for p in probes(ps) if p.size < 16 or p.purpose == "overhead"])
+    progress = Noting()
+    profile_device(target, tmp_path / "mine.toml", progress)
+    written = (tmp_path / "mine.toml").read_text()
+    assert "peak_float32_ops_per_s" in written
+    assert "peak_float16_ops_per_s" not in written
+    assert "onnxruntime runs it in float32; float16 is left out of the profile's figures" in progress.notes[0]
 
 
 def test_channel_steps_are_found() -> None:

@@ -68,6 +68,10 @@ def test_latency() -> None:
     assert fmt.latency_interval((0.01, 0.02)) == "[10.0, 20.0] µs"
 
 
+def test_energy() -> None:
+    assert [fmt.energy(v) for v in (2500.0, 3.0, 0.02, None)] == ["2.50 J", "3.00 mJ", "20.0 µJ", fmt.NONE]
+
+
 def test_quantity_goes_by_the_unit_in_the_name() -> None:
     assert fmt.quantity("max_latency_s", 0.002, ACCURACY) == "2.00 ms"
     assert fmt.quantity("max_engine_bytes", 8e6, ACCURACY) == "8,000,000 bytes (8.00 MB)"

@@ -175,6 +175,13 @@ def test_nearly_empty_runs(trials: int) -> None:
     Page(small(fake_summary(trials=trials)))
 
 
+def test_energy_is_shown_where_it_was_counted(summary: RunSummary) -> None:
+    assert "Energy of an inference" not in small(summary)
+    assert summary.best is not None
+    best = dataclasses.replace(summary.best, energy_mj=3.0)
+    assert "<dd>3.00 mJ</dd>" in small(dataclasses.replace(summary, best=best))
+
+
 def test_run_without_latency() -> None:
     page = Page(small(fake_summary(latency=False)))
     assert "latency, measured in turn" not in page.text

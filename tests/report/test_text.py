@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 
@@ -36,6 +37,15 @@ def test_answer_and_places() -> None:
     assert "report.html" in out
     assert "1 × latency/timeout" in out
     assert "note: int8 is not faster here" in out
+
+
+def test_energy_has_a_column_where_the_device_counts_it() -> None:
+    summary = fake_summary()
+    assert "energy" not in shown(text.summary_table(summary), 160)
+    counted = dataclasses.replace(summary, float32=dataclasses.replace(summary.float32, energy_mj=3.0))
+    out = shown(text.summary_table(counted), 160)
+    assert "energy" in out
+    assert "3.00 mJ" in out
 
 
 def test_nearest_miss() -> None:

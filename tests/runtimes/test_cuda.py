@@ -35,6 +35,26 @@ def test_no_conditions_without_a_driver() -> None:
     assert _nvml.energy_j() is None
 
 
+def test_energy_of_a_run_is_the_counters_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = iter([100.0, 100.5])
+    monkeypatch.setattr(_nvml, "energy_j", lambda uuid=None: next(counter))
+    asked: list[float] = []
+
+    def run() -> float:
+        asked.append(0.01)
+        return 0.01
+
+    assert _nvml.energy_per_run_j(run, 5, 0.5) == pytest.approx(0.5 / (5 * len(asked)))
+    assert len(asked) * 5 * 0.01 >= 0.5
+
+
+def test_no_energy_where_the_device_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_nvml, "energy_j", lambda uuid=None: None)
+    assert _nvml.energy_per_run_j(lambda: pytest.fail("nothing to run for"), 1, 1.0) is None
+    monkeypatch.setattr(_nvml, "energy_j", lambda uuid=None: 7.0)  # a counter that does not move counts nothing
+    assert _nvml.energy_per_run_j(lambda: 1.0, 1, 1.0) is None
+
+
 def test_throttle_reasons() -> None:
     assert _nvml.throttle_reasons(0x0) == []
     assert _nvml.throttle_reasons(0x1 | 0x2) == []  # idle, and clocks that an application asked for

@@ -15,7 +15,7 @@ from torch import nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import FloatTensor, QuantizedTensor
+from autocomp.core.encodings import Float8Tensor, FloatTensor, QuantizedTensor
 from autocomp.core.hardware import Placement
 from autocomp.core.network import Network
 from autocomp.errors import UnsupportedError
@@ -25,7 +25,7 @@ from autocomp.graph.simulate import simulated
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes.export import OnnxExporter
-from autocomp.testing.candidates import int8_candidate, rounded_candidate, rounded_weight
+from autocomp.testing.candidates import float8_candidate, int8_candidate, rounded_candidate, rounded_weight
 from autocomp.testing.families import make_family
 from autocomp.testing.networks import example, randomised
 
@@ -40,10 +40,12 @@ def exported(name: str) -> tuple[Network, OnnxExporter, torch.Tensor]:
     return network, OnnxExporter(network), inputs
 
 
-def session(data: bytes, path: str = "") -> ort.InferenceSession:
+def session(data: bytes, path: str = "", *, optimised: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if not optimised:  # ONNX Runtime moves float8 pairs through pooling, for which it then has no float8 kernel
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if path:
         options.optimized_model_filepath = path
     return ort.InferenceSession(
@@ -51,9 +53,9 @@ def session(data: bytes, path: str = "") -> ort.InferenceSession:
     )
 
 
-def run(data: bytes, inputs: torch.Tensor) -> np.ndarray:
+def run(data: bytes, inputs: torch.Tensor, *, optimised: bool = True) -> np.ndarray:
     onnx.checker.check_model(onnx.load_model_from_string(data), full_check=True)
-    return session(data).run(None, {"input": inputs.numpy()})[0]
+    return session(data, optimised=optimised).run(None, {"input": inputs.numpy()})[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "concat", "shared", "attention", "tokens"])
@@ -242,6 +244,65 @@ def test_symmetric_export_computes_what_is_simulated(name):
     difference = np.abs(run(data, inputs) - expected)
     assert float(np.mean(difference.max(axis=1) > 1e-4)) <= 0.2
     assert float(difference.max()) <= float(np.abs(expected - network.module(inputs).detach().numpy()).max())
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_float8_export_computes_what_is_simulated(name):
+    """ONNX Runtime's CPU executes float8 Q/DQ pairs as the operators say; its sums alone have another order."""
+    network, exporter, inputs = family(name)
+    compressed = float8_candidate(network, inputs, TENSORRT)
+    assert set(exporter.executes(compressed, TENSORRT, set(network.layers)).values()) == {"float8"}
+    data = exporter.export(compressed, TENSORRT, set(network.layers))
+    model = onnx.load_model_from_string(data)
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    weights = {types[layer.weight] for layer in network.layers.values()}
+    assert weights == {onnx.TensorProto.FLOAT8E4M3FN}
+    assert onnx.TensorProto.INT8 not in types.values()
+    expected = outputs(network, compressed, inputs)
+    difference = np.abs(run(data, inputs, optimised=False) - expected)
+    assert float(np.mean(difference.max(axis=1) > 1e-4)) <= 0.2
+    assert float(difference.max()) <= float(np.abs(expected - network.module(inputs).detach().numpy()).max())
+
+
+def test_float8_weights_arrive_bit_for_bit():
+    network, exporter, inputs = family("resnet")
+    compressed = float8_candidate(network, inputs, TENSORRT)
+    model = onnx.load_model_from_string(exporter.export(compressed, TENSORRT, set(network.layers)))
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for layer in network.layers.values():
+        encoding = compressed.tensors[layer.weight]
+        assert isinstance(encoding, Float8Tensor)
+        stored = found[layer.weight].astype(np.float32)
+        stored = stored.T if stored.shape != encoding.symbols.shape else stored
+        scale = found[f"{layer.weight}:scale"].reshape(-1, *[1] * (stored.ndim - 1))
+        np.testing.assert_array_equal(stored * scale, encoding.decode().numpy())
+
+
+def test_int8_beside_float8():
+    """Each layer in the precision of its inputs; where two ask for one value, the first has it."""
+    network, exporter, inputs = family("resnet")
+    asked = dict.fromkeys(network.layers, "int8") | {"layer1.1.conv2": "float8", "fc": "float8"}
+    eight, numbers = int8_candidate(network, inputs, TENSORRT), float8_candidate(network, inputs, TENSORRT)
+    values = quantized_values(network, asked, TENSORRT)
+    weights = {network.layers[name].weight: precision for name, precision in asked.items()}
+    compressed = PLAIN.replace(
+        tensors={k: (eight if p == "int8" else numbers).tensors[k] for k, p in weights.items()},
+        activations={k: (eight if p == "int8" else numbers).activations[k] for k, p in values.items()},
+    )
+    assert exporter.executes(compressed, TENSORRT, set(network.layers)) == asked
+    data = exporter.export(compressed, TENSORRT, set(network.layers))
+    difference = np.abs(run(data, inputs, optimised=False) - outputs(network, compressed, inputs))
+    assert float(np.mean(difference.max(axis=1) > 1e-4)) <= 0.2
+    first, second = "layer2.0.conv1", "layer2.0.downsample.0"  # both read the block's input
+    assert network.layers[first].input_value == network.layers[second].input_value
+    both = quantized_values(network, {first: "float8", second: "int8"}, TENSORRT)
+    assert both[network.layers[first].input_value] == "float8"
+    torn = eight.replace(
+        activations={k: (eight if p == "int8" else numbers).activations[k] for k, p in both.items() if k in values},
+        tensors={**eight.tensors, network.layers[first].weight: numbers.tensors[network.layers[first].weight]},
+    )
+    executes = exporter.executes(torn, TENSORRT, {first, second})
+    assert (executes[first], executes[second]) == ("float8", "float32")
 
 
 def test_where_tensorrt_gets_its_pairs():

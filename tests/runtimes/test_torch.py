@@ -16,6 +16,7 @@ from autocomp.graph.capture import first_tensor
 from autocomp.graph.simulate import simulated
 from autocomp.graph.trace import build_network
 from autocomp.runtimes import _onnx_graph as graphs
+from autocomp.runtimes._float16 import to_float16
 from autocomp.runtimes._onnx_torch import OnnxProgram
 from autocomp.runtimes._profiles import load_profile, load_target
 from autocomp.runtimes.export import OnnxExporter
@@ -120,11 +121,18 @@ def test_refusal_names_the_place(target: Target, node: onnx.NodeProto, said: str
     assert "\n" not in str(caught.value)
 
 
-def test_every_layer_runs_in_float32_and_the_plan_says_so(target: Target) -> None:
+def test_layers_run_in_the_models_float_type_and_the_plan_says_so(target: Target) -> None:
     network = TinyNetwork(int8=frozenset({"conv1", "conv2", "fc"}))
     plan = target.runtime.build(network.onnx_bytes(), target.profile, network.inputs())
     assert plan.layers == dict.fromkeys(network.layers, "float32")
     assert plan.data == network.onnx_bytes()
+    half = to_float16(onnx.load_model_from_string(network.onnx_bytes())).SerializeToString()
+    plan = target.runtime.build(half, target.profile, network.inputs())
+    assert plan.layers == dict.fromkeys(network.layers, "float16")
+    engine = target.runtime.load(plan, target.profile, network.inputs())
+    exact = target.engine(network.onnx_bytes(), network.inputs())
+    found, expected = engine.run(network.inputs()), exact.run(network.inputs())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * float(np.abs(expected).max()))
 
 
 def test_torch_is_left_as_it_was(target: Target) -> None:

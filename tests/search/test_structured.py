@@ -98,9 +98,9 @@ def test_values_that_only_the_structure_has_get_their_own_ranges(evaluator: Eval
     candidate = Candidate(steps)
     form = evaluator.structured(candidate)
     assert set(form.layers[layer]) == {f"{layer}.0", f"{layer}.1"}
-    assert set(form.int8_layers(candidate)) == set(form.network.layers)
+    assert set(form.executed_layers(candidate)) == set(form.network.layers)
     compressed = evaluator.realise(candidate)
-    fresh = set(compressed.activations) - set(evaluator.survey.quantizers)
+    fresh = set(compressed.activations) - {key for key, _ in evaluator.survey.quantizers}
     assert any(key.startswith(f"{layer}.0:") for key in fresh)
     assert form.executes(compressed, set(form.network.layers)) == dict.fromkeys(form.network.layers, "int8")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def test_profile_rules_out_int8_and_says_so_once(network: Network) -> None:
     assert found.units["fc"].axes["activations"] == (None,)
     assert found.units["conv1"].axes["activations"] == (None, QuantizeActivations())
     assert found.notes == ("int8 execution left out for linear layers: both does not run them in int8",)
+
+
+def test_float8_where_the_profile_has_it(network: Network) -> None:
+    tables = {"weights": {"bits": [8]}, "activations": {"precisions": ["float32", "int8", "float8"]}}
+    found = space(network, **tables)
+    assert found.units["conv1"].axes["activations"] == (None, QuantizeActivations())
+    assert "float8 execution left out for conv2d layers: both does not run them in float8" in found.notes
+    able = dataclasses.replace(BOTH, precisions={"conv2d": ("float8", "int8"), "linear": ("float8",)})
+    found = space_from_toml(tables, network, able, file="t.toml", name="t")
+    float8 = QuantizeActivations(precision="float8")
+    assert found.units["conv1"].axes["activations"] == (None, QuantizeActivations(), float8)
+    assert found.units["fc"].axes["activations"] == (None, float8)
+    tables["activations"]["calibrator"] = "entropy"
+    with pytest.raises(ConfigError, match=r"t\.toml: activations: .*'entropy'; allowed for float8: minmax, percentile"):
+        space_from_toml(tables, network, able, file="t.toml", name="t")
 
 
 def test_every_combination_is_an_option_once(network: Network) -> None:

@@ -99,7 +99,9 @@ def test_predicted_kl_ranks_candidates_as_the_true_one(case: Case, found: Survey
 def test_int8_everywhere_is_the_sum_of_each_value_once(case: Case, found: Survey) -> None:
     images = torch.cat(case.calibration)[:96]
     every = Candidate({u: Choice((INT8,)) for u in found.prices.execution})
-    model = stitch(case.network, every, found.database.lookup).replace(activations=found.quantizers)
+    model = stitch(case.network, every, found.database.lookup).replace(
+        activations={key: q for (key, _), q in found.quantizers.items()}
+    )
     with torch.inference_mode():
         true = kl_divergence(case.network.module(images), simulated(case.network, model)(images))
     assert found.prices.predicted_kl(every) == pytest.approx(true, rel=0.5, abs=1e-4)

@@ -16,13 +16,17 @@ from autocomp.errors import DataError, UnsupportedError
 from autocomp.graph.program import fake_quantize
 from autocomp.graph.trace import build_network
 from autocomp.transforms.calibrate import BINS, ValueObserver, calibrate_activations, entropy_range, quantizer_for
+from autocomp.transforms.quantize import QuantizeActivations
 from autocomp.transforms.stitch import stitch
 
 CALIBRATORS = ["minmax", "percentile", "mse", "entropy"]
 
 
-def observed(value: Tensor, calibrator: str, *, symmetric: bool = False) -> ActivationQuantizer:
-    observer = ValueObserver("v", calibrator, symmetric=symmetric)
+def observed(
+    value: Tensor, calibrator: str, *, symmetric: bool = False, precision: str = "int8"
+) -> ActivationQuantizer:
+    step = QuantizeActivations(precision=precision, calibrator=calibrator)
+    observer = ValueObserver("v", step, symmetric=symmetric)
     observer.see_all(value)
     return observer.quantizer()
 
@@ -58,6 +62,25 @@ def test_grids(calibrator: str) -> None:
         assert largest <= top * (1 + 1e-6) <= largest * (1 + 2.0**-7)
     else:
         assert top < largest
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
+def test_float8_has_one_scale_and_no_zero_point(calibrator: str) -> None:
+    for symmetric in (False, True):
+        quantizer = observed(heavy(True), calibrator, symmetric=symmetric, precision="float8")
+        assert quantizer == ActivationQuantizer.float8(quantizer.scale)
+        assert ActivationQuantizer.from_json(quantizer.to_json()) == quantizer
+    largest, top = float(heavy(True).abs().max()), 448 * quantizer.scale
+    if calibrator == "minmax":
+        assert largest <= top * (1 + 1e-6) <= largest * (1 + 2.0**-7)
+    else:
+        assert top <= largest * (1 + 2.0**-7)
+
+
+def test_float8_is_finer_than_int8_where_values_have_a_tail() -> None:
+    """8 bits either way: a relative error against one that the largest values set."""
+    value = heavy(True)
+    assert squared(value, observed(value, "mse", precision="float8")) < squared(value, observed(value, "mse"))
 
 
 def test_percentile_leaves_out_the_tail() -> None:
@@ -134,7 +157,7 @@ def test_values_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_network(Model().eval(), torch.randn(2, 3, 8, 8))
     images = torch.randn(32, 3, 8, 8)
     for calibrator in CALIBRATORS:
-        values = dict.fromkeys(network.values, calibrator)
+        values = dict.fromkeys(network.values, QuantizeActivations(calibrator=calibrator))
         found = calibrate_activations(network, values, [images[:20], images[20:]])
         assert list(found) == list(values)
         for key, quantizer in found.items():
@@ -154,7 +177,9 @@ def test_values_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     key = network.layers["conv"].output_value
     assert key is not None
     one, two = (
-        calibrate_activations(network, {key: "minmax"}, [images], compressed=c)[key].scale
+        calibrate_activations(network, {key: QuantizeActivations(calibrator="minmax")}, [images], compressed=c)[
+            key
+        ].scale
         for c in (None, compressed.replace(tensors=tensors))
     )
     assert two > 1.5 * one
@@ -163,9 +188,9 @@ def test_values_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_values() -> None:
     network = build_network(Model().eval(), torch.randn(2, 3, 8, 8))
     with pytest.raises(DataError, match="input"):
-        calibrate_activations(network, {"input": "mse"}, [torch.full((2, 3, 8, 8), float("nan"))])
+        calibrate_activations(network, {"input": QuantizeActivations()}, [torch.full((2, 3, 8, 8), float("nan"))])
     with pytest.raises(DataError, match="at least one"):
-        calibrate_activations(network, {"input": "mse"}, [])
+        calibrate_activations(network, {"input": QuantizeActivations()}, [])
     assert calibrate_activations(network, {}, []) == {}
 
 
@@ -181,4 +206,4 @@ def test_without_a_graph() -> None:
     network = build_network(Branching().eval(), torch.ones(2, 3))
     assert network.graph is None
     with pytest.raises(UnsupportedError, match="graph"):
-        calibrate_activations(network, {"input": "mse"}, [torch.ones(2, 3)])
+        calibrate_activations(network, {"input": QuantizeActivations()}, [torch.ones(2, 3)])

@@ -8,6 +8,7 @@ from autocomp.core.steps import StepConfig, steps_on
 from autocomp.testing.transform_contract import WeightTransformContract
 from autocomp.transforms.binarize import BinarizeWeights, TernarizeWeights
 from autocomp.transforms.dct import DctKernels
+from autocomp.transforms.float8 import Float8Weights
 from autocomp.transforms.hashing import HashWeights
 from autocomp.transforms.nonuniform import DensityGrid, PowerOfTwo
 from autocomp.transforms.quantize import QuantizeWeights
@@ -58,6 +59,13 @@ class TestVectors(WeightTransformContract):
 
     def settings(self) -> Sequence[StepConfig]:
         return [VectorQuantize(dim=2, entries=256), VectorQuantize(dim=2, entries=32), VectorQuantize(dim=4, entries=8)]
+
+
+class TestFloat8(WeightTransformContract):
+    finest = 0.03  # 4 significant bits: errors to 2**-4 of a weight, 2**-4 / sqrt(3) of it at a bin's worst
+
+    def settings(self) -> Sequence[StepConfig]:
+        return [Float8Weights()]
 
 
 class TestHashing(WeightTransformContract):

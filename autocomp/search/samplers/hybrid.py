@@ -85,7 +85,8 @@ def _greedy(rng: np.random.Generator, count: int) -> int:
 
 def _execution(candidate: Candidate) -> str:
     """How solutions beside ``candidate`` are to be executed."""
-    return "int8" if any(c.get("activations") is not None for c in candidate.values()) else "float32"
+    found = [c.precision for c in candidate.values() if c.precision is not None]
+    return max(found, key=found.count, default="float32")
 
 
 class HybridSampler:
