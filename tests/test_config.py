@@ -269,5 +269,5 @@ def test_passwords_are_written_nowhere(url: str, shown: str | None, tmp_path: Pa
     shown = shown or "postgresql://host/db?user=me&password=***&sslmode=require"
     assert without_password(url) == shown
     assert settings.to_json()["storage"] == shown
-    config.write_config(settings, tmp_path / "config.toml")
+    write_config(settings, tmp_path / "config.toml")
     assert f'"{shown}"' in (tmp_path / "config.toml").read_text()
