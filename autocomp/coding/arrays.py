@@ -19,7 +19,9 @@ from autocomp.errors import CorruptFileError
 Floats = NDArray[np.float32]
 
 _POSITIVE, _SIGNED, _PLAIN = 0, 1, 2
+_SHORTENED = 3  # plus the count of low bits that no value uses, at least 1: integers without signs and these bits
 _SPLIT, _SPLIT_SIGNED, _DROPPED = 16, 32, 15  # flags of the split form, and its count of dropped low bits
+_RICE_AT, _MOST_RICE = 6, 3  # place and largest value of its Rice parameter
 _MANTISSA, _EXPONENTS = 10, 31  # bits of a binary16 mantissa, largest exponent field
 _TRIVIAL_BYTES = 8  # a code this small cannot be beaten by the range coder
 
@@ -97,53 +99,67 @@ def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
 
 
 def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
-    """16 bit words in the smallest of four forms: as they are, split, or as integers with or without signs."""
+    """16 bit words in the smallest of these forms: as they are, split, or as integers with or without signs."""
     signs = (bits >> np.uint32(15)).astype(np.int32)
-    head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_POSITIVE])
+    unused = _unused_bits(bits)
+    lower = ((bits & np.uint32(0x7FFF)) >> np.uint32(0 if signs.any() else unused)).astype(np.int32)
+    head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_SHORTENED + unused if unused else _POSITIVE])
     forms = [bytes([_PLAIN]) + bits.astype("<u2").tobytes()]
     if bits.size:
-        forms.append(_encode_split(bits, signs))
-    forms.append(head + encode_integers((bits & np.uint32(0x7FFF)).astype(np.int32)))
+        forms.append(_encode_split(bits, signs, unused))
+    forms.append(head + encode_integers(lower))
     return min(reversed(forms), key=len)
 
 
-def _encode_split(bits: NDArray[np.uint32], signs: Ints) -> bytes:
-    """Signs, exponents in unary below the largest, and mantissas without the low bits that are zero throughout.
+def _unused_bits(bits: NDArray[np.uint32]) -> int:
+    """How many of the lowest bits are zero throughout; all of a mantissa at most."""
+    used = int(np.bitwise_or.reduce(bits)) & ((1 << _MANTISSA) - 1)
+    return (used & -used).bit_length() - 1 if used else _MANTISSA
+
+
+def _encode_split(bits: NDArray[np.uint32], signs: Ints, dropped: int) -> bytes:
+    """Signs, exponents below the largest in a Rice code, and mantissas without the low bits that are zero throughout.
 
     For the few floats of a small layer: no adaptive coder learns them, and their mantissas are noise.
     """
     below = (bits >> np.uint32(_MANTISSA)).astype(np.int32) & _EXPONENTS
     top = int(below.max())
     below = top - below
-    used = int(np.bitwise_or.reduce(bits)) & ((1 << _MANTISSA) - 1)
-    dropped = (used & -used).bit_length() - 1 if used else _MANTISSA
-    unary = np.ones(int(below.sum()) + below.size, np.uint8)
-    unary[(below + 1).cumsum() - 1] = 0
-    parts = [unary, bit_planes((bits >> np.uint32(dropped)).astype(np.int32), _MANTISSA - dropped)]
+    rice = min(range(_MOST_RICE + 1), key=lambda k: int((below >> k).sum()) + k * below.size)
+    whole = below >> rice
+    unary = np.ones(int(whole.sum()) + whole.size, np.uint8)
+    unary[(whole + 1).cumsum() - 1] = 0
+    mantissas = bit_planes((bits >> np.uint32(dropped)).astype(np.int32), _MANTISSA - dropped)
+    parts = [unary, bit_planes(below, rice), mantissas]
     if signs.any():
         parts.insert(0, signs.astype(np.uint8))
-    form = _SPLIT | (_SPLIT_SIGNED if signs.any() else 0) | dropped
+    form = _SPLIT | (_SPLIT_SIGNED if signs.any() else 0) | dropped | rice << _RICE_AT
     return bytes([form, top]) + np.packbits(np.concatenate(parts)).tobytes()
 
 
 def _decode_split(reader: Reader, form: int, count: int) -> NDArray[np.uint32]:
     """The reverse of :func:`_encode_split`."""
-    top, dropped = reader.byte(), form & _DROPPED
+    top, dropped, rice = reader.byte(), form & _DROPPED, form >> _RICE_AT
     bits = np.unpackbits(np.frombuffer(reader.rest(), np.uint8))
     signed = count if form & _SPLIT_SIGNED else 0
     ends = np.flatnonzero(bits[signed:] == 0)[:count]
     start = signed + int(ends[-1]) + 1 if len(ends) == count > 0 else bits.size + 1
     width = _MANTISSA - dropped
-    stop = start + count * width
-    below = np.diff(ends, prepend=-1) - 1
-    spare = bits.size - stop
-    fits = 0 <= spare < 8 and width >= 0 and form < 2 * _SPLIT_SIGNED and top <= _EXPONENTS
-    if not fits or int(below.max(initial=0)) > top or bits[stop:].any():
+    middle = start + count * rice
+    stop = middle + count * width
+    fits = 0 <= bits.size - stop < 8 and width >= 0 and top <= _EXPONENTS and not bits[stop:].any()
+    below = (np.diff(ends, prepend=-1) - 1 << rice) + _numbers(bits[start:middle], count, rice) if fits else ends
+    if not fits or int(below.max(initial=0)) > top:
         raise CorruptFileError(f"{reader.what}: split floats of {bits.size} bits do not fit; damaged, get it again")
-    places = np.arange(_MANTISSA - 1, dropped - 1, -1, dtype=np.uint32)
     words: NDArray[np.uint32] = (top - below).astype(np.uint32) << np.uint32(_MANTISSA)
-    words |= (bits[start:stop].reshape(count, width).astype(np.uint32) << places).sum(1, dtype=np.uint32)
+    words |= _numbers(bits[middle:stop], count, width).astype(np.uint32) << np.uint32(dropped)
     return words | (bits[:signed].astype(np.uint32) << np.uint32(15)) if signed else words
+
+
+def _numbers(bits: NDArray[np.uint8], count: int, width: int) -> NDArray[np.int64]:
+    """int64 [count] from their bits, ``width`` each, highest first."""
+    places = 1 << np.arange(width - 1, -1, -1)
+    return bits.reshape(count, width) @ places
 
 
 def _decode_signed_bits(reader: Reader, shape: tuple[int, ...]) -> NDArray[np.uint32]:
@@ -158,7 +174,8 @@ def _decode_signed_bits(reader: Reader, shape: tuple[int, ...]) -> NDArray[np.ui
     signs = np.zeros(count, np.uint32)
     if form == _SIGNED:
         signs = unpack(reader.take(packed_bytes(count, 1)), count, 1).astype(np.uint32)
+    unused = form - _SHORTENED if form > _PLAIN else 0
     lower = decode_integers(reader.rest(), (count,))
-    if form > _PLAIN or (count and not 0 <= int(lower.min()) <= int(lower.max()) <= 0x7FFF):
+    if unused > _MANTISSA or (count and not 0 <= int(lower.min()) <= int(lower.max()) <= 0x7FFF >> unused):
         raise CorruptFileError(f"{reader.what}: bits outside their range; the data is damaged, get it again")
-    return (signs << np.uint32(15)) | lower.astype(np.uint32)
+    return (signs << np.uint32(15)) | lower.astype(np.uint32) << np.uint32(unused)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autocomp.core.encodings import Encoding
 
 MAGIC = b"\xacAC\n"
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 1 << 24  # of names and manifest, uncompressed
 MAX_RECORDS = 1 << 20
 MAX_TOTAL_ELEMENTS = 1 << 28
@@ -90,8 +90,13 @@ def pack_artifact(manifest: Mapping[str, Any], records: Mapping[str, bytes]) -> 
 
 def overhead_bytes(manifest: Mapping[str, Any], names: Sequence[str], lengths: Iterable[int]) -> int:
     """Exact file size less the records: what ``pack_artifact`` adds for these names and record lengths."""
-    directory = sum(len(put(length)) + _RECORD_CHECK_BYTES for length in lengths)
+    directory = sum(stored_bytes(length) - length for length in lengths)
     return len(_head(manifest, names)) + directory + _CHECK_BYTES
+
+
+def stored_bytes(length: int) -> int:
+    """What a record of so many bytes takes in a file, its place in the directory included."""
+    return length + len(put(length)) + _RECORD_CHECK_BYTES
 
 
 def write_artifact(path: str | os.PathLike[str], manifest: Mapping[str, Any], records: Mapping[str, bytes]) -> int:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from autocomp.coding.arrays import Floats, decode_float16, decode_float32, encode_float16, encode_float32
 from autocomp.coding.contexts import Ints
-from autocomp.coding.varint import Reader, put
+from autocomp.coding.varint import Reader, put, put_signed
 from autocomp.errors import CorruptFileError
 
 if TYPE_CHECKING:
     import torch
 
 MAX_DIMENSIONS = 16
+MAX_EXPONENT = 126  # of two, of what floats share
 MAX_ELEMENTS = 1 << 28
 FREE_ELEMENTS = 1 << 22
 ELEMENTS_PER_BYTE = 1 << 16
@@ -25,19 +26,20 @@ ELEMENTS_PER_BYTE = 1 << 16
 FLOAT32, FLOAT16, QUANTIZED, SPARSE, CODEBOOK, HASHED, DCT, FLOAT8 = range(8)
 KIND_NAMES = ("float32", "float16", "quantized", "sparse", "codebook", "hashed", "dct", "float8")
 
-HAS_ZERO_POINT, HAS_AXIS, HAS_BITS, RAW_SCALE = 16, 32, 64, 128
+SHORT_SCALE, HAS_ZERO_POINT, HAS_AXIS, HAS_BITS, RAW_SCALE = 8, 16, 32, 64, 128
 HALF_VALUES = 16  # of sparse floats
 RAW_VALUES = 16  # of codebooks and hashed values: float32, no float16
+OWN_FLAG = 16  # the one that a kind with scales sets by itself
 
 _FLAGS = {
     FLOAT32: 0,
     FLOAT16: 0,
-    QUANTIZED: HAS_ZERO_POINT | HAS_AXIS | HAS_BITS | RAW_SCALE,
+    QUANTIZED: HAS_ZERO_POINT | HAS_AXIS | HAS_BITS | RAW_SCALE | SHORT_SCALE,
     SPARSE: HALF_VALUES,
-    CODEBOOK: RAW_VALUES | HAS_AXIS | RAW_SCALE,
-    HASHED: RAW_VALUES | HAS_AXIS | RAW_SCALE,
-    DCT: HAS_AXIS | RAW_SCALE,
-    FLOAT8: HAS_AXIS | RAW_SCALE,
+    CODEBOOK: RAW_VALUES | HAS_AXIS | RAW_SCALE | SHORT_SCALE,
+    HASHED: RAW_VALUES | HAS_AXIS | RAW_SCALE | SHORT_SCALE,
+    DCT: HAS_AXIS | RAW_SCALE | SHORT_SCALE,
+    FLOAT8: HAS_AXIS | RAW_SCALE | SHORT_SCALE,
 }
 _SCALED = (QUANTIZED, CODEBOOK, HASHED, DCT, FLOAT8)
 
@@ -67,15 +69,17 @@ class Parts:
         """Split and check; :class:`CorruptFileError` for what no encoder writes."""
         reader = Reader(record, "tensor record")
         first = reader.byte()
-        kind, flags = first & 15, first & 240
-        if kind not in _FLAGS or flags & ~_FLAGS[kind]:
+        kind, flags = first & 7, first & 248
+        both = SHORT_SCALE | RAW_SCALE
+        if kind not in _FLAGS or flags & ~_FLAGS[kind] or flags & both == both:
             raise CorruptFileError(f"tensor record: unknown kind {first}; damaged, or a newer autocomp wrote it")
         shape = read_shape(reader, len(record))
         if kind not in _SCALED:
             return Parts(kind=kind, flags=flags, shape=shape, body=reader.rest())
         axis = reader.byte() if flags & HAS_AXIS else 0
         bits = reader.byte() if kind == QUANTIZED and flags & HAS_BITS else None
-        channels = reader.varint(MAX_ELEMENTS)
+        short = bool(flags & SHORT_SCALE)
+        channels = 1 if short else reader.varint(MAX_ELEMENTS)
         along = shape[axis] if axis < len(shape) else 1
         if axis >= max(1, len(shape)) or channels not in (1, along):
             raise CorruptFileError(
@@ -89,13 +93,17 @@ class Parts:
             axis=axis,
             bits=bits,
             channels=channels,
-            scale=reader.take(reader.varint(len(record))),
+            scale=_take_short(reader) if short else reader.take(reader.varint(len(record))),
             zero_point=reader.take(reader.varint(len(record))) if has_zero else None,
             body=reader.rest(),
         )
 
     def scales(self) -> Floats:
         """float32 [channels]."""
+        if self.flags & SHORT_SCALE:
+            exponent = Reader(self.scale, "scale").signed(MAX_EXPONENT)
+            with np.errstate(over="ignore"):
+                return np.array([math.ldexp(self.scale[-1], exponent)]).astype(np.float32)
         return decode_floats(self.scale, (self.channels,), raw=bool(self.flags & RAW_SCALE))
 
     def moved_shape(self) -> tuple[int, ...]:
@@ -124,12 +132,27 @@ def scaled_head(first: int, shape: tuple[int, ...], axis: int, scale: Floats, *,
         raise ValueError(f"bits = {bits}; allowed 0 to 255")
     if len(shape) > MAX_DIMENSIONS or math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"tensor {shape}; at most {MAX_DIMENSIONS} axes and {MAX_ELEMENTS} elements")
-    raw, coded = encode_floats(scale)
-    first |= (HAS_AXIS if axis else 0) | (HAS_BITS if bits is not None else 0) | (RAW_SCALE if raw else 0)
+    short = _short(scale)
+    raw, coded = (False, short) if short is not None else encode_floats(scale)
+    first |= (HAS_AXIS if axis else 0) | (HAS_BITS if bits is not None else 0)
+    first |= (RAW_SCALE if raw else 0) | (SHORT_SCALE if short is not None else 0)
     head = bytes([first]) + shape_bytes(shape)
     head += bytes([axis]) if axis else b""
     head += bytes([bits]) if bits is not None else b""
-    return head + put(scale.size) + sized(coded)
+    return head + (coded if short is not None else put(scale.size) + sized(coded))
+
+
+def _short(scale: Floats) -> bytes | None:
+    """One positive scale of at most 8 significant bits as exponent and byte; None for all others."""
+    mantissa, exponent = math.frexp(float(scale[0])) if scale.size == 1 else (0.0, 0)
+    digits = mantissa * 256
+    if not 128 <= digits <= 255 or digits % 1 or exponent - 8 < -MAX_EXPONENT:
+        return None
+    return put_signed(exponent - 8) + bytes([int(digits)])
+
+
+def _take_short(reader: Reader) -> bytes:
+    return put_signed(reader.signed(MAX_EXPONENT)) + reader.take(1)
 
 
 def encode_floats(values: Floats) -> tuple[bool, bytes]:

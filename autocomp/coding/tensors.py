@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocomp.coding.arrays import (
+    Floats,
     coder_name,
     decode_float16,
     decode_float32,
@@ -30,6 +31,7 @@ from autocomp.coding.parts import (
     HAS_ZERO_POINT,
     KIND_NAMES,
     MAX_ELEMENTS,
+    OWN_FLAG,
     QUANTIZED,
     SPARSE,
     Parts,
@@ -98,6 +100,13 @@ def with_scale(record: bytes, encoding: ScaledEncoding) -> bytes:
     if not same:
         raise ValueError(f"record of {parts.shape} along axis {parts.axis} holds other symbols than the encoding")
     return head + parts.body
+
+
+def rescaled(record: bytes, scale: Floats) -> bytes:
+    """The record with other scales, [1] or [channels]; one with scales, of a :data:`ScaledEncoding`."""
+    parts = Parts.read(record)
+    head = scaled_head(parts.kind | parts.flags & OWN_FLAG, parts.shape, parts.axis, scale, bits=parts.bits)
+    return head + (sized(parts.zero_point) if parts.zero_point is not None else b"") + parts.body
 
 
 def _head(encoding: ScaledEncoding) -> bytes:

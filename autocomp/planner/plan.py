@@ -51,9 +51,9 @@ class Solution:
 def reachable(prices: PriceTable) -> tuple[int, int]:
     """Smallest and largest predicted file size, bytes; the smallest with the strongest structure."""
     strongest = prices.under(smallest_structure(prices))
-    low = min(sum(int(p.bytes.min()) for p in t.storage.values()) for t in (prices, strongest))
+    low = min(t.fixed_bytes + sum(int(p.bytes.min()) for p in t.storage.values()) for t in (prices, strongest))
     high = sum(int(p.bytes.max()) for p in prices.storage.values())
-    return prices.fixed_bytes + low, prices.fixed_bytes + high
+    return low, prices.fixed_bytes + high
 
 
 def smallest(prices: PriceTable) -> Candidate:

@@ -17,9 +17,10 @@ from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Workload
 from autocomp.evaluators.bench import Bench, LocalBench
-from autocomp.graph.coupling import Coupling, coupled_groups
+from autocomp.graph.coupling import Coupling
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
+from autocomp.survey.coupling_file import stored_coupling
 from autocomp.survey.space_file import load_space
 from autocomp.workloads.load import load_workload
 
@@ -37,7 +38,8 @@ class Session:
         network: the folded, traced network.
         target: hardware profile and runtime.
         space: units and legal choices.
-        coupling: groups of channels that can only be removed together; found when first asked for.
+        coupling: groups of channels that can only be removed together; found, or read
+            from the cache, when first asked for.
         calibration: calibration inputs in batches [n, ...] float32.
         bench: where latencies are measured; None: on this machine, or predicted.
     """
@@ -83,7 +85,7 @@ def open_session(
     if workload is None:
         workload = load_workload(settings, progress)
     network = build_network(workload.model, workload.example())
-    coupling = cache(partial(coupled_groups, network))
+    coupling = cache(partial(stored_coupling, network, settings.cache or run.cache))
     space = load_space(settings.space, network, target.profile, coupling)
     images = workload.calibration.head(settings.spend.calibration)
     calibration = [inputs for inputs, _ in images.batches(CALIBRATION_BATCH)]

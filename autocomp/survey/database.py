@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from autocomp.coding.container import stored_bytes
 from autocomp.coding.tensors import decode_tensor
 from autocomp.core.encodings import Encoding
 from autocomp.core.run_folder import storage_errors, write_atomic
@@ -41,16 +42,19 @@ class Entry:
         kl: KL divergence with only this choice made, nats.
         delta: float32 [d], whitened logit change.
         records: state-dict key → coded tensor.
+        density: of a structural choice: unit → storage choice's key → coded bytes a weight, relative to the
+            whole layer's.
     """
 
     kl: float
     delta: np.ndarray
     records: Mapping[str, bytes]
+    density: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        """Coded bytes of all the unit's tensors."""
-        return sum(len(r) for r in self.records.values())
+        """What all the unit's tensors take in a file."""
+        return sum(stored_bytes(len(r)) for r in self.records.values())
 
 
 def write_unit(path: Path, entries: Mapping[str, Entry], seconds: float) -> None:
@@ -70,6 +74,7 @@ def write_unit(path: Path, entries: Mapping[str, Entry], seconds: float) -> None
             "kl": entry.kl.hex(),
             "delta": put(np.ascontiguousarray(entry.delta, dtype="<f4").tobytes()),
             "records": {name: put(bytes(record)) for name, record in entry.records.items()},
+            "density": entry.density,
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     with storage_errors(path):
@@ -148,6 +153,7 @@ class UnitFile:
             kl=float.fromhex(found["kl"]),
             delta=np.frombuffer(self._cut(found["delta"]), dtype="<f4").astype(np.float32),
             records=self.records(key),
+            density=found["density"],
         )
 
     def records(self, key: str) -> dict[str, bytes]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,23 +18,38 @@ from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.space import SearchSpace, Unit, unit_and_axis
+from autocomp.core.steps import Choice
 from autocomp.core.workload import Workload
 from autocomp.survey.execution import executed_layers, executed_units
 from autocomp.transforms.recipe import recipe_of
 
-FORMAT = 2  # of what is priced and how; another value prices everything anew
+FORMAT = 3  # of what is priced and how; another value prices everything anew
 
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def settings_key(workload: Workload, network: Network, images: Tensor, sensitivity: int, seed: int) -> str:
-    """Hash of everything but the space that prices depend on."""
+def _tensors(network: Network) -> hashlib._Hash:
+    """Hash, to be continued, of names and values of everything that the module holds."""
     content = hashlib.sha256()
     for name, tensor in network.module.state_dict().items():
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().numpy().data)
+    return content
+
+
+def coupling_key(network: Network) -> str:
+    """Of the coupled groups of a network with a graph: its classes and sizes, operations, weights and inputs."""
+    assert network.graph is not None
+    form = (repr(network.module), str(network.graph.graph), network.input_shape, network.input_dtype)
+    versions = (FORMAT, autocomp.__version__, torch.__version__, version("torch-pruning"))
+    return _digest("coupling", _tensors(network).hexdigest(), form, versions)
+
+
+def settings_key(workload: Workload, network: Network, images: Tensor, sensitivity: int, seed: int) -> str:
+    """Hash of everything but the space that prices depend on."""
+    content = _tensors(network)
     content.update(images.contiguous().numpy().data)
     # records are read back later, perhaps by another version: another coder's output is another key
     probe = QuantizedTensor(symbols=torch.arange(-40, 41, dtype=torch.int16) // 5, scale=torch.ones(1))
@@ -49,6 +67,11 @@ def structure_key(key: str, network: Network, space: SearchSpace, name: str) -> 
     unit, axis = unit_and_axis(name)
     options = [None if o is None else o.to_json() for o in space.units[unit].axes[axis]]
     return _digest(key, "structure", space.units[unit].layers, axis, options, recipe_of(space).multiple)
+
+
+def together_key(files: Mapping[str, Path], choices: Mapping[str, Sequence[Choice]]) -> str:
+    """Of the sizes of restored tensors: they depend on what all units may become."""
+    return _digest("together", {u: [path.name, [c.key() for c in choices[u]]] for u, path in files.items()})
 
 
 def execution_key(key: str, network: Network, space: SearchSpace, profile: HardwareProfile) -> str:

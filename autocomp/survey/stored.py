@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from autocomp.coding.container import stored_bytes
 from autocomp.core.compressed import ActivationQuantizer
 from autocomp.core.network import Network
-from autocomp.core.prices import Prices, PriceTable
-from autocomp.core.space import SearchSpace, Unit
+from autocomp.core.prices import ManifestLine, Prices, PriceTable
+from autocomp.core.space import SearchSpace, Unit, unit_and_axis
 from autocomp.core.steps import FLOAT, Choice
 from autocomp.errors import CorruptFileError
 from autocomp.survey.database import Database, Entry, UnitFile
-from autocomp.survey.execution import execution_choices, price_name
+from autocomp.survey.execution import executed_units, execution_choices, price_name
 from autocomp.survey.kept import Kept
 from autocomp.survey.structure import structure_prices
 from autocomp.transforms.recipe import recipe_of
@@ -59,18 +60,22 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
         index = json.loads(path.read_text())
         folder = cache / index.get("folder", "survey")
         database = Database({u: folder / index["units"][u] for u in space.units}, kept or Kept())
-        storage = {u.name: _storage_prices(database, u, space.storage_choices(u)) for u in space.units.values()}
+        storage = {
+            u.name: _storage_prices(network, database, u, space.storage_choices(u), index["bytes"][u.name])
+            for u in space.units.values()
+        }
+        lines = tuple(ManifestLine(owners=tuple(map(frozenset, o)), bytes=float(b)) for o, b in index["lines"])
         execution, seconds = {}, sum(database.seconds(u) for u in space.units)
         if index["execution"] is not None:
             file = UnitFile(folder / index["execution"])
             seconds += file.seconds
-            execution = _execution_prices(file, space, index["execution_bytes"])
+            execution = _execution_prices(file, space, _quantizer_bytes(space, lines))
         measured = {n: UnitFile(folder / f) for n, f in index["structure"].items()}
         seconds += sum(f.seconds for f in measured.values())
         structure = {}
         if measured:
             found = {n: {k: f.entry(k) for k in f.choices()} for n, f in measured.items()}
-            structure = structure_prices(space, recipe_of(space), found)
+            structure = structure_prices(space, recipe_of(space), found, storage)
         made = [(k, ActivationQuantizer.from_json(q)) for k, q in index["quantizers"]]
         quantizers = {(k, q.precision): q for k, q in made}
         fixed = int(index["fixed_bytes"])
@@ -83,6 +88,8 @@ def load_survey(network: Network, space: SearchSpace, cache: Path, kept: Kept | 
         structure=structure,
         macs=macs,
         fixed_bytes=fixed,
+        lines=lines,
+        exact_shares=recipe_of(space).legal_shares if measured else None,
         seconds={"survey": seconds},
     )
     return Survey(prices=prices, database=database, quantizers=quantizers, seconds=seconds)
@@ -123,11 +130,27 @@ def sensitivity_table(survey: Survey) -> list[dict[str, Any]]:
 # prices from files
 
 
-def _storage_prices(database: Database, unit: Unit, choices: Sequence[Choice]) -> Prices:
+def _storage_prices(
+    network: Network, database: Database, unit: Unit, choices: Sequence[Choice], sizes: Mapping[str, int]
+) -> Prices:
     entries = {c: database.entry(unit.name, c) for c in choices}
     usable = [c for c in choices if np.isfinite(entries[c].kl)]
-    ordered = sorted(usable, key=lambda c: (c != FLOAT, -entries[c].bytes))
-    return _prices(ordered, [entries[c].bytes for c in ordered], [entries[c] for c in ordered])
+    ordered = sorted(usable, key=lambda c: (c != FLOAT, -sizes[c.key()]))
+    names = {network.layers[n].bias for n in unit.layers}
+    biases = sum(stored_bytes(len(r)) for n, r in entries[choices[0]].records.items() if n in names)
+    return _prices(ordered, [sizes[c.key()] for c in ordered], [entries[c] for c in ordered], biases)
+
+
+def _quantizer_bytes(space: SearchSpace, lines: Sequence[ManifestLine]) -> dict[str, int]:
+    """Name of an execution price → its part of the quantizers, so that the sum over all units is right."""
+    shares = {price_name(u, precision): 0.0 for precision, units in executed_units(space).items() for u in units}
+    for line in lines:
+        names = [price_name(*unit_and_axis(o)) for o in line.owners[0]] if len(line.owners) == 1 else []
+        for name in names:
+            if name in shares:
+                shares[name] += line.bytes / len(names)
+    bounds = np.cumsum([0.0, *shares.values()]).round().astype(int)
+    return {name: int(size) for name, size in zip(shares, np.diff(bounds), strict=True)}
 
 
 def _execution_prices(file: UnitFile, space: SearchSpace, sizes: Mapping[str, int]) -> dict[str, Prices]:
@@ -141,10 +164,11 @@ def _execution_prices(file: UnitFile, space: SearchSpace, sizes: Mapping[str, in
     return out
 
 
-def _prices(choices: Sequence[Choice], sizes: Sequence[int], entries: Sequence[Entry]) -> Prices:
+def _prices(choices: Sequence[Choice], sizes: Sequence[int], entries: Sequence[Entry], biases: int = 0) -> Prices:
     return Prices(
         choices=tuple(choices),
         bytes=np.asarray(sizes, dtype=np.int64),
         kl=np.asarray([e.kl for e in entries], dtype=np.float64),
         delta=np.stack([e.delta for e in entries]),
+        biases=biases,
     )

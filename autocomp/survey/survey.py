@@ -7,17 +7,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from autocomp.coding.tensors import encode_tensor
-from autocomp.core.candidate import Candidate
-from autocomp.core.compressed import ActivationQuantizer, CompressedModel
-from autocomp.core.encodings import Encoding
-from autocomp.core.hardware import HardwareProfile, Placement
+from autocomp.core.compressed import ActivationQuantizer
+from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
 from autocomp.core.progress import Progress, Silent
 from autocomp.core.run_folder import storage_errors, write_atomic
@@ -25,18 +20,20 @@ from autocomp.core.space import SearchSpace, unit_and_axis
 from autocomp.core.steps import Choice
 from autocomp.core.workload import Workload
 from autocomp.errors import DataError
-from autocomp.evaluators import artifact
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
-from autocomp.survey.database import add_to_unit, readable, write_unit
+from autocomp.survey.database import Database, add_to_unit, readable, write_unit
+from autocomp.survey.density import DensityCoder
 from autocomp.survey.effects import Effects
-from autocomp.survey.execution import candidate_values, executed_units, price_execution, price_name, value_owners
+from autocomp.survey.execution import candidate_values, executed_units, price_execution
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.kept import Kept
-from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, unit_key
+from autocomp.survey.keys import FORMAT, execution_key, settings_key, structure_key, together_key, unit_key
+from autocomp.survey.overheads import overheads
 from autocomp.survey.pricing import Pricer
 from autocomp.survey.stored import INDEX, Survey, load_survey
 from autocomp.survey.structure import StructurePricer, structure_choices
+from autocomp.survey.together import sizes_together
 from autocomp.transforms.calibrate import calibrate_activations
 from autocomp.transforms.recipe import recipe_of
 from autocomp.transforms.stitch import float_encodings
@@ -85,10 +82,11 @@ def survey(
     key = settings_key(workload, network, images, len(few), seed)
     folder = (shared or cache) / "survey"
     files = {unit.name: folder / f"{unit_key(key, network, unit)}.unit" for unit in space.units.values()}
-    missing = {name: _missing(files[name], space.storage_choices(space.units[name])) for name in files}
+    choices = {unit.name: space.storage_choices(unit) for unit in space.units.values()}
+    missing = {name: _missing(files[name], choices[name]) for name in files}
     activations = folder / f"{execution_key(key, network, space, profile)}.unit"
     executes = bool(executed_units(space))
-    todo = [name for name, choices in missing.items() if choices]
+    todo = [name for name, unknown in missing.items() if unknown]
     structural = structure_choices(space)
     structures = {n: folder / f"{structure_key(key, network, space, n)}.unit" for n in structural}
     unpriced = [n for n, file in structures.items() if _missing(file, structural[n])]
@@ -124,6 +122,7 @@ def survey(
                 sensitivity=PrefixRunner(network, few),
                 batches=calibration[:1],
                 effects=effects,
+                coder=DensityCoder(network=network, space=space, seed=seed),
                 seed=seed,
             ),
             {n: structural[n] for n in unpriced},
@@ -138,6 +137,9 @@ def survey(
         priced = price_execution(network, space, profile.placement, quantizers, runner, effects)
         write_unit(activations, priced, time.perf_counter() - begin)
         progress.advance()
+    together = folder / f"{together_key(files, choices)}.json"
+    sizes = sizes_together(network, choices, Database(files, kept), calibration[:1], together)
+    fixed, lines = overheads(workload, network, space, tensors, quantizers, profile.placement)
     index = {
         "format": FORMAT,
         # relative: a folder that holds both may be moved; and no ".." may lead through a link
@@ -146,7 +148,9 @@ def survey(
         "execution": activations.name if executes else None,
         "structure": {name: path.name for name, path in structures.items()},
         "quantizers": [[k, q.to_json()] for (k, _), q in quantizers.items()],
-        **_overheads(workload, network, space, tensors, quantizers, profile.placement),
+        "bytes": sizes,
+        "fixed_bytes": fixed,
+        "lines": [[[sorted(names) for names in line.owners], line.bytes] for line in lines],
     }
     with storage_errors(cache):
         write_atomic(cache / INDEX, json.dumps(index).encode())
@@ -208,38 +212,6 @@ def _calibrated(
         made = calibrate_activations(network, values, calibration, symmetric=profile.placement.symmetric)
         found.update({(key, precision): quantizer for key, quantizer in made.items()})
     return found
-
-
-def _overheads(
-    workload: Workload,
-    network: Network,
-    space: SearchSpace,
-    tensors: Mapping[str, Encoding],
-    quantizers: Mapping[tuple[str, str], ActivationQuantizer],
-    placement: Placement,
-) -> dict[str, Any]:
-    """What the file takes besides the units' tensors: ``fixed_bytes``, ``execution_bytes`` by unit and precision."""
-    decided = {
-        k for u in space.units.values() for n in u.layers for k in (network.layers[n].weight, network.layers[n].bias)
-    }
-    # the manifest does not depend on what is in a record: short ones stand for the units' own
-    records = {n: b"\0" * 64 if n in decided else encode_tensor(e) for n, e in tensors.items()}
-    inside = sum(len(records[n]) for n in tensors if n in decided)
-    plain = CompressedModel(candidate=Candidate({}), tensors=dict(tensors))
-    fixed = len(artifact.pack(workload, network, plain, records))
-    execution: dict[str, int] = {}
-    for precision, able in executed_units(space).items():
-        owners = value_owners(network, space, placement, precision)
-        every = plain.replace(activations={k: quantizers[k, precision] for k in owners})
-        full = len(artifact.pack(workload, network, every, records))
-        shares = dict.fromkeys(able, 0.0)
-        for units in owners.values():
-            for unit in units:
-                shares[unit] += 1.0 / len(units)
-        bounds = np.cumsum([0.0, *shares.values()]) * (full - fixed) / max(1.0, sum(shares.values()))
-        sizes = zip(shares, np.diff(bounds.round().astype(int)), strict=True)
-        execution.update({price_name(unit, precision): int(size) for unit, size in sizes})
-    return {"fixed_bytes": fixed - inside, "execution_bytes": execution}
 
 
 def _missing(path: Path, choices: Sequence[Choice]) -> list[Choice]:

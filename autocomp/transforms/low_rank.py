@@ -25,6 +25,7 @@ __all__ = [
     "approximation",
     "factor_parameters",
     "factor_specs",
+    "factor_weights",
     "factorise",
     "legal_factorise",
     "suggested_rank",
@@ -211,7 +212,7 @@ def approximation(
         DataError: the weight is not finite.
         UnsupportedError: no decomposition of this rank is stable ("cp").
     """
-    return dense(step.method, _factors(weight, layer, step, hessian, seed, refit), layer.weight_shape)
+    return dense(step.method, factor_weights(weight, layer, step, hessian, seed, refit=refit), layer.weight_shape)
 
 
 def factorise(
@@ -250,7 +251,7 @@ def factorise(
         _require_legal(legal_factorise(layer, step, network), layer, step)
         weight = network.module.get_parameter(layer.weight)
         try:
-            factors = _factors(weight, layer, step, hessians(name), seed, refit)
+            factors = factor_weights(weight, layer, step, hessians(name), seed, refit=refit)
         except UnsupportedError as error:
             notes.append(f"{error}; the layer stays whole")
             continue
@@ -264,10 +265,10 @@ def factorise(
     return replace(changed, notes=(*variant.notes, *notes))
 
 
-def _factors(
-    weight: Tensor, layer: Layer, step: Factorise, hessian: Hessian | None, seed: int, refit: bool
+def factor_weights(
+    weight: Tensor, layer: Layer, step: Factorise, hessian: Hessian | None = None, seed: int = 0, *, refit: bool = True
 ) -> tuple[Tensor, ...]:
-    """The weights of a layer's chain."""
+    """The weights of a layer's chain, in order of execution; arguments and errors as for :func:`approximation`."""
     _require_legal(legal_factorise(layer, step), layer, step)
     if not bool(torch.isfinite(weight).all()):
         raise DataError(f"layer {layer.name}: weights are not finite (NaN or infinity); mend the checkpoint")

@@ -163,6 +163,21 @@ class Recipe:
             self._losses[key] = tuple(found)
         return self._losses[key]
 
+    def legal_shares(self, candidate: Candidate) -> dict[str, float]:
+        """:meth:`shares` of what is legal of the candidate."""
+        return self.shares(self.legal(candidate))
+
+    def outputs(self, candidate: Candidate) -> dict[str, float]:
+        """Unit → share of its output channels that the candidate's pruning keeps, for units where it is not all."""
+        shapes = self._pruned(candidate)
+        out = {}
+        for unit, layers in self.units.items():
+            before = sum(_outputs(self.network.layers[name]) for name in layers)
+            after = sum(_outputs(shapes.get(name, self.network.layers[name])) for name in layers)
+            if after != before:
+                out[unit] = after / before
+        return out
+
     def shares(self, candidate: Candidate) -> dict[str, float]:
         """Unit → share of its weights that the candidate's structure keeps, for units where it is not all."""
         shapes = self._pruned(candidate)
@@ -178,6 +193,11 @@ class Recipe:
             if after != before:
                 out[unit] = after / before
         return out
+
+
+def _outputs(layer: Layer) -> int:
+    """Output channels; a transposed convolution counts those of one of its groups."""
+    return layer.weight_shape[layer.channel_axis] * (layer.groups if layer.channel_axis else 1)
 
 
 def recipe_of(space: SearchSpace) -> Recipe:

@@ -174,7 +174,7 @@ class _LayerSite:
         """New weight, new bias and the gain that the stored scales really make, [channels]."""
         weight, gain = self._weight, torch.ones_like(mean)
         if self._std is not None:
-            weight, gain = _with_gain(weight, _gain(self._std, variance.sqrt()), self._layer.channel_axis)
+            weight, gain = with_gain(weight, _gain(self._std, variance.sqrt()), self._layer.channel_axis)
         bias = self._mean - gain * (mean - self._bias.decode())
         half = self._bias.width == 16
         return weight, FloatTensor.half(bias) if half else FloatTensor(values=bias), gain
@@ -255,7 +255,7 @@ def _gain(target: Tensor, std: Tensor) -> Tensor:
     return torch.where(alive, target / std.clamp_min(floor), torch.ones_like(std)).clamp(*GAIN_LIMITS)
 
 
-def _with_gain(weight: Encoding, gain: Tensor, axis: int) -> tuple[Encoding, Tensor]:
+def with_gain(weight: Encoding, gain: Tensor, axis: int) -> tuple[Encoding, Tensor]:
     """``weight`` with ``gain`` [channels] folded in, and the gain [channels] that it now really has."""
     channels = gain.numel()
     if not isinstance(weight, FloatTensor):

@@ -1,4 +1,5 @@
-"""A second decoder of range-coded integers, written from docs/format.md: plain Python integers, no numpy, no library.
+"""A second decoder of range-coded integers and of float16 arrays, written from docs/format.md: plain Python integers,
+no numpy, no library.
 
 It judges the fast one: what both read from a file must be the same, so nothing but integer arithmetic decides.
 """
@@ -189,3 +190,30 @@ def context(v, start, r, tap, c, taps, columns, width, kernel, mean, predict):
     guess = 4 * left + 4 * up - 3 * corner
     sign = sum(256 * abs(guess) > threshold * max(mean, 19) for threshold in SIGN_THRESHOLDS)
     return level * SIGNS + sign, -1 if guess < 0 else 1
+
+
+def halves(payload, count):
+    """(exponent, binary16 words) of a float16 array that is split, or plain or packed integers."""
+    data = Bytes(payload)
+    exponent, form = data.signed(), data.byte()
+    if form == 2:
+        return exponent, [data.byte() | data.byte() << 8 for _ in range(count)]
+    if not form & 16:
+        assert form == 0 or 3 <= form <= 13, "signs apart: not read here"
+        assert data.byte() == 0, "packed bits alone are read here"
+        least, width = data.signed(), data.byte()
+        return exponent, [(least + v) << max(0, form - 3) for v in data.packed(count, width)]
+    signed, rice, dropped, top = form & 32, form >> 6, form & 15, data.byte()
+    bits = "".join(f"{b:08b}" for b in payload[data.at :])
+    signs, at = (bits[:count], count) if signed else ("0" * count, 0)
+    below = []
+    for _ in range(count):
+        end = bits.index("0", at)
+        below.append((end - at) << rice)
+        at = end + 1
+    low = [int(bits[at + i * rice : at + (i + 1) * rice] or "0", 2) for i in range(count)]
+    at, width = at + count * rice, 10 - dropped
+    mantissas = [int(bits[at + i * width : at + (i + 1) * width] or "0", 2) << dropped for i in range(count)]
+    exponents = [top - b - r for b, r in zip(below, low, strict=True)]
+    assert "1" not in bits[at + count * width :]
+    return exponent, [int(s) << 15 | e << 10 | m for s, e, m in zip(signs, exponents, mantissas, strict=True)]

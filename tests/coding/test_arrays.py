@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import slow_decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -52,6 +53,25 @@ def test_a_few_scales_take_less_than_13_bits_and_their_signs(count, signed):
 def test_bits_that_no_value_uses_are_not_stored():
     coarse = halves(scales(64), bits=7)
     assert len(encode_float16(coarse)) <= len(encode_float16(scales(64))) - 4 * 64 // 8 + 1
+
+
+def test_scales_that_hardly_differ_take_few_bits():
+    close = halves(0.06 + 0.001 * np.random.default_rng(1).standard_normal(64), bits=8)
+    data = encode_float16(close)
+    assert 3 < data[1] <= 13, "integers without the low bits that no value uses"
+    assert len(data) <= 4 * 64 // 8 + 7
+    assert np.array_equal(decode_float16(data, (64,)), close)
+
+
+@pytest.mark.parametrize(("spread", "bits", "signed"), [(0.02, 8, False), (0.4, 11, False), (1.5, 11, True)])
+def test_the_slow_decoder_reads_the_same_words(spread, bits, signed):
+    rng = np.random.default_rng(2)
+    values = halves(np.exp(spread * rng.standard_normal(40)) * 0.06, bits)
+    values *= np.where(signed & (rng.random(40) < 0.5), -1, 1).astype(np.float32)
+    data = encode_float16(values)
+    exponent, words = slow_decoder.halves(data, 40)
+    found = np.array(words, np.uint16).view(np.float16).astype(np.float32) * np.float32(2.0**exponent)
+    assert np.array_equal(found, values)
 
 
 @pytest.mark.parametrize("bits", [7, 11])

@@ -31,8 +31,11 @@ from autocomp.coding.varint import put
 from autocomp.core.encodings import Encoding, FloatTensor, QuantizedTensor, round_half
 from autocomp.errors import CorruptFileError, DataError, StorageError
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "artifact_v1.autocomp"
-GOLDEN_SHA256 = "520d03a542f1480fb0749406b9bd67fe3f0d4c98ac6de2a2c1b3487f13085582"
+GOLDEN = {v: Path(__file__).parent.parent / "golden" / f"artifact_v{v}.autocomp" for v in (1, 2)}
+GOLDEN_SHA256 = {
+    1: "520d03a542f1480fb0749406b9bd67fe3f0d4c98ac6de2a2c1b3487f13085582",
+    2: "d8a36c44c208ac5eee960a6f1db945ddf1e0837853540369d328489a5b9eff5c",
+}
 MANIFEST = {"model": "golden", "classes": 10, "names": ["ä", "b"], "nested": {"x": [1, 2.5, None, True]}}
 
 
@@ -165,18 +168,24 @@ def test_a_fresh_process_decodes_the_same_bits(tmp_path, records):
     assert done.stdout.strip() == digest(golden_tensors())
 
 
-def test_the_golden_file_of_version_1_stays_readable(records):
-    data = GOLDEN.read_bytes()
-    assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256
-    artifact = read_artifact(GOLDEN)
-    assert artifact.version == 1
+@pytest.mark.parametrize("version", GOLDEN)
+def test_the_golden_files_of_all_versions_stay_readable(version):
+    data = GOLDEN[version].read_bytes()
+    assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256[version]
+    artifact = read_artifact(GOLDEN[version])
+    assert artifact.version == version
     assert artifact.manifest == MANIFEST
     assert digest(artifact.tensors()) == digest(golden_tensors())
-    assert artifact.records == records, "the encoder changed: files stay readable, but cached sizes do not hold"
 
 
-def test_the_slow_decoder_reads_the_golden_convolution():
-    record = read_artifact(GOLDEN).records["layer1.0.conv2.weight"]
+def test_the_encoder_writes_the_golden_file_of_its_version(records):
+    golden = read_artifact(GOLDEN[VERSION]).records
+    assert golden == records, "the encoder changed: files stay readable, but cached sizes do not hold"
+
+
+@pytest.mark.parametrize("version", GOLDEN)
+def test_the_slow_decoder_reads_the_golden_convolution(version):
+    record = read_artifact(GOLDEN[version]).records["layer1.0.conv2.weight"]
     expected = golden_tensors()["layer1.0.conv2.weight"]
     scale_bytes = record[7]  # kind, 5 bytes of shape, channels, then the length of the scales
     assert record[:7] == bytes([2, 4, 16, 16, 3, 3, 16])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocomp.core.prices import Prices, PriceTable
+from autocomp.core.prices import ManifestLine, Prices, PriceTable
 from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import FLOAT, Choice, StepConfig
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
@@ -47,4 +47,6 @@ def make(units: int = 12, *, seed: int = 0, int8: bool = True) -> tuple[PriceTab
                 delta=move,
             )
         spaces[name] = Unit(name=name, layers=(name,), axes=axes)
-    return PriceTable(storage=storage, execution=execution, fixed_bytes=900), SearchSpace(name="t", units=spaces)
+    lines = tuple(ManifestLine(owners=(frozenset({f"{u}:int8"}),), bytes=17) for u in execution)
+    prices = PriceTable(storage=storage, execution=execution, lines=lines, fixed_bytes=900)
+    return prices, SearchSpace(name="t", units=spaces)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autocomp.core.candidate import Candidate
-from autocomp.core.prices import PriceTable, StructurePrices
+from autocomp.core.prices import ManifestLine, PriceTable, StructurePrices
 from autocomp.core.space import SearchSpace, Unit
 from autocomp.core.steps import FLOAT, Choice
 from autocomp.planner.neighbours import neighbours
@@ -77,6 +77,58 @@ def test_a_table_under_a_structure_agrees_with_the_whole_one() -> None:
     assert under.predicted_kl(structure) == pytest.approx(prices.predicted_kl(structure))
     with pytest.raises(KeyError):
         under.file_bytes(UNCHANGED)
+
+
+def test_biases_densities_and_lines_of_the_manifest_have_their_own_shares() -> None:
+    prices, _ = table()
+    first, second, *_ = prices.storage
+    decision = dataclasses.replace(
+        prices.structure[f"{first}:prune"],
+        outputs={first: np.array([1, 0.75, 0.5])},
+        density={second: np.array([[1.0], [1.1], [1.2]]) * np.ones(len(prices.storage[second].choices))},
+    )
+    storage = {u: dataclasses.replace(p, biases=30) for u, p in prices.storage.items()}
+    both = frozenset({f"{first}:prune", f"{second}:prune"})
+    prices = dataclasses.replace(
+        prices,
+        storage=storage,
+        structure={**prices.structure, f"{first}:prune": decision},
+        lines=(*prices.lines, ManifestLine(owners=(both,), bytes=20.0)),
+    )
+    half = halved(prices)
+    one, two = (int(storage[u].bytes[storage[u].index(FLOAT)]) - 30 for u in (first, second))
+    lost = one * 0.5 + 30 * 0.5 + two * (1 - 0.5 * 1.2) - 20
+    assert prices.file_bytes(UNCHANGED) - prices.file_bytes(half) == pytest.approx(lost, abs=2)
+    assert prices.under(half).file_bytes(half) == prices.file_bytes(half)
+    found = solve(prices, prices.file_bytes(half) // 2, structure=half)
+    assert found.file_bytes == prices.file_bytes(found.candidate)
+
+
+def test_a_value_that_two_units_quantize_is_there_once() -> None:
+    prices, _ = table()
+    first, second, *_ = prices.execution
+    shared = ManifestLine(owners=(frozenset({f"{first}:int8", f"{second}:int8"}),), bytes=20.0)
+    prices = dataclasses.replace(prices, lines=(shared,))
+    int8 = {u: prices.execution[u].choices[1] for u in (first, second)}
+    sizes = [prices.file_bytes(Candidate({u: int8[u] for u in units})) for units in ((first,), (second,), int8)]
+    assert sizes == [prices.file_bytes(UNCHANGED) + 20] * 3
+
+
+def test_a_line_that_takes_two_decisions_waits_for_both() -> None:
+    prices, _ = table()
+    third = list(prices.execution)[2]
+    needs = (frozenset({f"{third}:rank"}), frozenset({f"{third}:int8"}))
+    prices = dataclasses.replace(prices, lines=(ManifestLine(owners=needs, bytes=20.0),))
+    factorised, int8 = Choice((Factorise(rank=0.5),)), prices.execution[third].choices[1]
+    both = Candidate({third: Choice((*factorised.steps, *int8.steps))})
+    without = dataclasses.replace(prices, lines=())
+    extra = [
+        prices.file_bytes(c) - without.file_bytes(c)
+        for c in (Candidate({third: factorised}), Candidate({third: int8}), both)
+    ]
+    assert extra == [0, 0, 20]
+    assert prices.under(both).file_bytes(both) == prices.file_bytes(both)
+    assert not prices.under(UNCHANGED).lines
 
 
 def test_solutions_keep_the_structure_and_the_budget() -> None:

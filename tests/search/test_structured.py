@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,15 @@ def test_the_file_holds_the_coded_tensors_of_its_structure(evaluator: Evaluator,
         evaluator.realise(Candidate({u: candidate[u].storage() for u in candidate})), tmp_path / "w"
     )
     assert size < whole
+
+
+def test_sizes_of_structures_are_predicted(evaluator: Evaluator, tmp_path: Path) -> None:
+    rng, counts = np.random.default_rng(0), evaluator.session.space.parameters()
+    for _ in range(8):
+        candidate = evaluator.session.space.decode({n: int(rng.integers(c)) for n, c in counts.items()})
+        size = evaluator.write(evaluator.realise(candidate), tmp_path / "x.autocomp")
+        # the whole network is 2 KB: a record's head, a line of the manifest are per cents of it
+        assert evaluator.survey.prices.file_bytes(candidate) == pytest.approx(size, rel=0.08), candidate
 
 
 def test_values_that_only_the_structure_has_get_their_own_ranges(evaluator: Evaluator) -> None:

@@ -52,6 +52,11 @@ def test_shares_are_those_of_the_network_that_is_made(session: Session) -> None:
             after = sum(math.prod(variant.network.layers[n].weight_shape) for n in names)
             expected = after / before
             assert rules(session).shares(structure).get(unit, 1.0) == pytest.approx(expected), (unit, structure)
+            bias = session.network.layers[unit].bias
+            if bias is not None:
+                left = variant.network.module.get_parameter(variant.network.layers[names[-1]].bias).numel()
+                whole = session.network.module.get_parameter(bias).numel()
+                assert rules(session).outputs(structure).get(unit, 1.0) == pytest.approx(left / whole)
     assert checked == 3
 
 
