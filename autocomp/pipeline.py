@@ -18,6 +18,7 @@ from autocomp.stages.clustering import joined
 from autocomp.stages.exploring import explore, open_study
 from autocomp.stages.recovering import recover
 from autocomp.stages.surveying import survey_session
+from autocomp.stages.workers import hired
 from autocomp.stages.wrapping import wrap_up
 
 
@@ -48,10 +49,11 @@ def search(
                 session = opening.open_run(settings, run, workload, progress, bench)
                 opening.check_reachable(session)
                 open_study(session, progress).close()  # what is wrong with it is said now, not after the survey
-            with clock("survey"):
-                evaluator = survey_session(session, progress)
-            with clock("search"):
-                explored = explore(evaluator, workload, progress)
+            with hired(session, workload) as executor:
+                with clock("survey"):
+                    evaluator = survey_session(session, progress, executor)
+                with clock("search"):
+                    explored = explore(evaluator, executor, progress)
             with clock("finish"):
                 answer = recover(evaluator, explored, progress)
             return wrap_up(evaluator, explored, answer, clock, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocomp.core.executor import Evaluate, Event, Executor, Factory, Job
+from autocomp.core.executor import Evaluate, Event, Executor, Factory, Task
 from autocomp.errors import ConfigError
 
 
@@ -18,13 +18,13 @@ class Inline:
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
         self._evaluate: Evaluate | None = None
-        self._job: Job | None = None
+        self._job: Task | None = None
 
     def slots(self) -> int:
         """1, or 0 while a job waits for :meth:`next_event`."""
         return 0 if self._job is not None else 1
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Task) -> None:
         """Keep ``job`` for :meth:`next_event`."""
         if self._job is not None:
             raise RuntimeError("submit() while slots() is 0")

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
-from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Job
-from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
+from autocomp.core.outcome import Failed
 from autocomp.core.threads import cores
 from autocomp.core.told import Told
 from autocomp.errors import ConfigError, UnsupportedError
@@ -34,7 +34,7 @@ class _Worker:
     pipe: Connection
     lifeline: Connection
     ready: bool = False
-    job: Job | None = None
+    job: Task | None = None
     deadline: float | None = None
 
 
@@ -59,7 +59,7 @@ class Processes:
         self._factory = factory
         self._timeout_s = timeout_s
         self._threads = max(1, cores() // jobs)
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Task] = deque()
         self._events: deque[Event] = deque()
         self._unready_deaths = 0
         self._workers: list[_Worker] = []
@@ -71,7 +71,7 @@ class Processes:
         free = sum(worker.job is None for worker in self._workers)
         return max(0, free - len(self._queue))
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Task) -> None:
         """Queue ``job`` for the next free worker."""
         if self.slots() == 0:
             raise RuntimeError("submit() while slots() is 0")
@@ -158,7 +158,7 @@ class Processes:
             case _:
                 self._end(worker, message)
 
-    def _end(self, worker: _Worker, outcome: Outcome) -> None:
+    def _end(self, worker: _Worker, outcome: Result) -> None:
         if worker.job is not None:
             self._events.append(Event(job=worker.job, outcome=outcome))
         worker.job = worker.deadline = None

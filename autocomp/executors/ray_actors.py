@@ -16,8 +16,8 @@ from typing import Any
 
 from autocomp.cluster.actor import Versions, Whereabouts, feel_pulse, start
 from autocomp.cluster.connection import Cluster, connected, ray
-from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Job
-from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
+from autocomp.core.outcome import Failed
 from autocomp.core.told import Told
 from autocomp.errors import ConfigError, RetryableError, UnsupportedError
 
@@ -34,7 +34,7 @@ class _Worker:
     actor: Any
     opening: Any
     where: Whereabouts | None = None
-    job: Job | None = None
+    job: Task | None = None
     outcome: Any = None
     deadline: float | None = None
     pulse: Any = None
@@ -74,7 +74,7 @@ class RayActors:
         self._factory, self._timeout_s = factory, timeout_s
         self._silence_s, self._nobody_s = silence_s, nobody_s
         self._shared = ray().put(factory)
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Task] = deque()
         self._events: deque[Event] = deque()
         self._unready_deaths = 0
         self._last_seen = time.monotonic()
@@ -84,7 +84,7 @@ class RayActors:
         """Workers without a job, queued jobs taken off."""
         return max(0, sum(worker.job is None for worker in self._workers) - len(self._queue))
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Task) -> None:
         """Queue ``job`` for the next free worker."""
         if self.slots() == 0:
             raise RuntimeError("submit() while slots() is 0")
@@ -178,7 +178,7 @@ class RayActors:
             worker.where = found
             self._unready_deaths = 0
 
-    def _end(self, worker: _Worker, outcome: Outcome | Told) -> None:
+    def _end(self, worker: _Worker, outcome: Result | Told) -> None:
         if isinstance(outcome, Told):  # the guarded evaluation never raises: what its worker needs could not be fetched
             self._lost(worker, outcome.message)
             return

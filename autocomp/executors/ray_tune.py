@@ -22,8 +22,8 @@ from typing import Any
 
 from autocomp.cluster.actor import Versions
 from autocomp.cluster.connection import Cluster, connected, ray
-from autocomp.core.executor import ATTEMPTS, Evaluate, Event, Executor, Factory, Job
-from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.executor import ATTEMPTS, Evaluate, Event, Executor, Factory, Result, Task
+from autocomp.core.outcome import Failed
 from autocomp.core.threads import limit_threads
 from autocomp.core.told import Told
 from autocomp.errors import AutocompError, ConfigError, UnsupportedError
@@ -49,14 +49,14 @@ class Evaluation(tune.Trainable):
         self._timeout_s: float | None = shared["timeout_s"]
         self._late: Path = shared["late"]
         self._evaluate: Evaluate | None = None
-        self._job: Job = config[_JOB]
+        self._job: Task = config[_JOB]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._job = new_config[_JOB]
         return True
 
     def step(self) -> dict[str, Any]:
-        found: list[Outcome | Told] = []
+        found: list[Result | Told] = []
         work = threading.Thread(target=lambda: found.append(self._outcome()), daemon=True)
         work.start()
         work.join(self._timeout_s)
@@ -71,7 +71,7 @@ class Evaluation(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing."""
 
-    def _outcome(self) -> Outcome | Told:
+    def _outcome(self) -> Result | Told:
         different = self._versions.mismatch(Versions(), ray().util.get_node_ip_address())
         if different is not None:
             return Told.of(ConfigError(different))
@@ -85,7 +85,7 @@ class Evaluation(tune.Trainable):
         return self._evaluate(self._job)
 
 
-def late_note(folder: Path, job: Job) -> Path:
+def late_note(folder: Path, job: Task) -> Path:
     """The file whose presence says that this attempt took too long."""
     return folder / f"{job.number}-{job.attempt}"
 
@@ -96,8 +96,8 @@ class _Exchange(Searcher, Stopper):
     def __init__(self, late: Path, timeout_s: float | None) -> None:
         super().__init__(metric=None, mode=None)
         self._late, self._timeout_s = late, timeout_s
-        self.waiting: deque[Job] = deque()
-        self.running: dict[str, Job] = {}
+        self.waiting: deque[Task] = deque()
+        self.running: dict[str, Task] = {}
         self.results: deque[Event | AutocompError] = deque()
         self.changed = threading.Condition()
         self.closing = False
@@ -209,7 +209,7 @@ class RayTune:
             events = sum(isinstance(r, Event) for r in self._exchange.results)
             return max(0, self._jobs - len(self._exchange.waiting) - len(self._exchange.running) - events)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Task) -> None:
         """Offer ``job`` to Tune."""
         if self.slots() == 0:
             raise RuntimeError("submit() while slots() is 0")

@@ -1,18 +1,18 @@
-"""One job from candidate to outcome: the only place where any exception becomes a value."""
+"""One task from its input to its result: the only place where any exception becomes a value."""
 
 from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
 
-from autocomp.core.executor import Evaluate, Factory, Job
-from autocomp.core.outcome import Failed, Outcome
+from autocomp.core.executor import Evaluate, Factory, Result, Task
+from autocomp.core.outcome import Failed
 from autocomp.core.stage import STAGE
 
 _TRACEBACK_CHARACTERS = 8000
 
 
-def run_job(evaluate: Evaluate, job: Job) -> Outcome:
+def run_job(evaluate: Evaluate, job: Task) -> Result:
     """``evaluate(job)``, with any exception turned into :class:`Failed`.
 
     Its stage is that of the innermost :class:`autocomp.core.stage.Stage` it left, "build" outside of any. ``kind`` is

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autocomp.core.executor import Executor, Job
+from autocomp.core.executor import Executor, Job, Priced
 from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.progress import Progress, Silent
 from autocomp.search.coordinator import Coordinator
@@ -67,10 +67,13 @@ def run_search(
         event = executor.next_event()
         if event is None:
             continue
-        if coordinator.tell(event.job.number, event.outcome):
+        done, outcome = event.job, event.outcome
+        assert isinstance(done, Job)
+        assert not isinstance(outcome, Priced)
+        if coordinator.tell(done.number, outcome):
             progress.advance(1, **facts(coordinator))
             if on_outcome is not None:
-                on_outcome(event.job, coordinator.records[event.job.number].outcome)
+                on_outcome(done, coordinator.records[done.number].outcome)
     return SearchStats(
         evaluations=coordinator.evaluations,
         cache_hits=coordinator.cache_hits,

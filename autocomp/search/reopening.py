@@ -7,6 +7,7 @@ import platform
 import secrets
 from pathlib import Path
 
+from autocomp.core.executor import Job, Priced, Result, Share, Task
 from autocomp.core.progress import Progress
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.core.settings import Settings
@@ -14,7 +15,8 @@ from autocomp.core.workload import Workload
 from autocomp.errors import StorageError
 from autocomp.evaluators.bench import Bench
 from autocomp.search.evaluator import Evaluator
-from autocomp.search.session import open_session
+from autocomp.search.session import Session, open_session
+from autocomp.search.shares import price_share
 from autocomp.survey.stored import load_survey
 
 _SHARED = "shared"
@@ -33,9 +35,31 @@ def reopened(
     return Evaluator(session, load_survey(session.network, session.space, run.cache))
 
 
+class Worker:
+    """What a worker process does: shares of the survey at first, then evaluations.
+
+    Args:
+        session: opened in this process.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._evaluator: Evaluator | None = None
+
+    def __call__(self, task: Task) -> Result:
+        session = self._session
+        if isinstance(task, Share):
+            price_share(session, task.names)
+            return Priced(names=task.names)
+        assert isinstance(task, Job)
+        if self._evaluator is None:
+            self._evaluator = Evaluator(session, load_survey(session.network, session.space, session.run.cache))
+        return self._evaluator(task)
+
+
 @dataclasses.dataclass(frozen=True)
-class EvaluatorFactory:
-    """Picklable recipe for an evaluator in a worker process.
+class WorkerFactory:
+    """Picklable recipe for a :class:`Worker` in another process.
 
     Attributes:
         settings: the run's settings.
@@ -51,11 +75,11 @@ class EvaluatorFactory:
     bench: Bench | None = None
     shared: str | None = None
 
-    def __call__(self) -> Evaluator:
+    def __call__(self) -> Worker:
         run = RunFolder(self.folder)
         if self.shared is not None:
             check_shared(run, self.shared)
-        return reopened(self.settings, run, workload=self.workload, bench=self.bench)
+        return Worker(open_session(self.settings, run, workload=self.workload, bench=self.bench))
 
 
 def mark_shared(run: RunFolder) -> str:

@@ -21,6 +21,7 @@ from autocomp.graph.coupling import Coupling
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
 from autocomp.survey.coupling_file import stored_coupling
+from autocomp.survey.order import Order
 from autocomp.survey.space_file import load_space
 from autocomp.workloads.load import load_workload
 
@@ -69,6 +70,20 @@ class Session:
     def shared_cache(self) -> Path:
         """Folder of what is named by its content (prices, coded tensors, measurements): other runs may use it too."""
         return self.settings.cache or self.run.cache
+
+    def survey_order(self) -> Order:
+        """What the survey prices, and where it writes."""
+        return Order(
+            workload=self.workload,
+            network=self.network,
+            space=self.space,
+            profile=self.target.profile,
+            calibration=self.calibration,
+            sensitivity=self.settings.spend.sensitivity,
+            cache=self.run.cache,
+            shared=self.shared_cache,
+            seed=self.settings.seed,
+        )
 
 
 def open_session(

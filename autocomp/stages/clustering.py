@@ -20,8 +20,8 @@ from autocomp.errors import ConfigError
 from autocomp.evaluators.bench import Bench
 from autocomp.evaluators.remote_bench import HostedBenchFactory, RemoteBench
 from autocomp.runtimes._profiles import load_target
-from autocomp.search.evaluator import Evaluator
-from autocomp.search.reopening import EvaluatorFactory, mark_shared
+from autocomp.search.reopening import WorkerFactory, mark_shared
+from autocomp.search.session import Session
 from autocomp.workloads import factories
 
 WAIT_S = 30.0
@@ -89,15 +89,14 @@ def _bench(
     return RemoteBench(Remote(tuple(actors), f"the timing process of {profile.name}"), facts[0])
 
 
-def travelling(evaluator: Evaluator) -> EvaluatorFactory:
-    """What makes the same evaluator on another machine: model and data go with it, files only by path."""
-    session = evaluator.session
+def travelling(session: Session) -> WorkerFactory:
+    """What works on another machine: model and data go with it, files only by path."""
     for module in factories.loaded_from_files():
         ray().cloudpickle.register_pickle_by_value(module)
     settings = dataclasses.replace(
         session.settings, target=_absolute(session.settings.target), space=_absolute(session.settings.space)
     )
-    return EvaluatorFactory(
+    return WorkerFactory(
         settings=settings,
         folder=session.run.path,
         workload=session.workload,

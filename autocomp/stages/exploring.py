@@ -9,25 +9,22 @@ from typing import Any
 
 import optuna
 
-from autocomp.core import plugins
-from autocomp.core.executor import Executor, Factory, Job
+from autocomp.core.executor import Executor, Job
 from autocomp.core.outcome import Completed, Failed, Outcome
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
-from autocomp.core.workload import Workload
+from autocomp.executors import inline
 from autocomp.planner.plan import plan
 from autocomp.search.coordinator import Coordinator
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
 from autocomp.search.records import CACHED
-from autocomp.search.reopening import EvaluatorFactory
 from autocomp.search.sampler import SamplerContext, make_sampler
 from autocomp.search.session import Session
 from autocomp.search.storage import StudyStorage, open_storage
 from autocomp.stages.baselines import measure_baselines
-from autocomp.stages.clustering import travelling
 from autocomp.stages.limits import Limits
 from autocomp.stages.rows import float32_row, make_row
 
@@ -93,23 +90,14 @@ def trials_done(run: RunFolder) -> int:
     return max(0, finished - (int(json.loads(file.read_text())["started_at"]) if file.is_file() else 0))
 
 
-def make_executor(evaluator: Evaluator, workload: Workload | None) -> Executor:
-    """The executor of the settings, with what evaluates in its workers: inline it is the evaluator already open."""
-    settings, run = evaluator.session.settings, evaluator.session.run
-    name = settings.executor_name
-    factory: Factory
-    if name == "inline":
-        factory = lambda: evaluator  # noqa: E731
-    elif settings.cluster is not None:
-        factory = travelling(evaluator)
-    else:
-        factory = EvaluatorFactory(settings=settings, folder=run.path, workload=workload)
-    make = plugins.find("autocomp.executors", "executor", name).make
-    return make(Guarded(factory), jobs=settings.jobs, scratch=run.cache)  # type: ignore[no-any-return]
+def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress) -> Explored:
+    """Baselines, then warm starts from the plan, then the sampler, until the trials or the time are spent.
 
-
-def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress) -> Explored:
-    """Baselines, then warm starts from the plan, then the sampler, until the trials or the time are spent."""
+    Args:
+        evaluator: of this process.
+        executor: of the run; None: this process evaluates.
+        progress: told of every evaluation.
+    """
     session = evaluator.session
     settings, metric = session.settings, session.workload.metric
     reference = evaluator.reference
@@ -151,12 +139,9 @@ def explore(evaluator: Evaluator, workload: Workload | None, progress: Progress)
             objectives=objectives,
         )
         progress.stage("search", total=trials, done=coordinator.grant(limits.to_json(), trials))
-        executor = make_executor(evaluator, workload)
-        try:
-            log = FailureLog(session.run, progress)
-            stats = run_search(coordinator, executor, timeout_s=settings.timeout_s, progress=progress, on_outcome=log)
-        finally:
-            executor.close()
+        log = FailureLog(session.run, progress)
+        team = executor or inline.make(Guarded(lambda: evaluator))
+        stats = run_search(coordinator, team, timeout_s=settings.timeout_s, progress=progress, on_outcome=log)
         records = [coordinator.records[n] for n in sorted(coordinator.records)]
     rows = []
     for record in records:

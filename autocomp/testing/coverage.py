@@ -6,6 +6,7 @@ Everything runs through the parts that a search runs. :func:`check_family` does 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -274,16 +275,7 @@ def check_candidates(
         begin: ``time.perf_counter()`` that :attr:`Coverage.seconds` counts from; default: now.
     """
     begin = time.perf_counter() if begin is None else begin
-    found = survey(
-        session.workload,
-        session.network,
-        session.space,
-        session.target.profile,
-        calibration=session.calibration,
-        sensitivity=len(session.calibration[0]),
-        cache=session.run.cache,
-        seed=session.settings.seed,
-    )
+    found = survey(dataclasses.replace(session.survey_order(), sensitivity=len(session.calibration[0])))
     checker = _Checker(Evaluator(session, found), export)
     for candidate in candidates:
         checker.check(candidate)

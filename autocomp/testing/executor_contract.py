@@ -62,6 +62,7 @@ class ExecutorContract(ABC):
             assert executor.next_event(0.0) is None
         assert sorted(e.job.number for e in events) == list(range(9))
         for event in events:
+            assert isinstance(event.job, Job)
             assert event.job.candidate == jobs[event.job.number].candidate
             assert event.outcome == fake_outcome(event.job.candidate, SPACE)
 

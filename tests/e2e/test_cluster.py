@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from tiny_workload import Tiny
 
 import autocomp as package
-from autocomp.cluster.connection import Cluster
+from autocomp.cluster.connection import Cluster, ray
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TRIALS = 6
@@ -48,6 +50,35 @@ def test_a_cluster_finds_the_same_rows(
     assert all(row.latency_source == "measured" for row in found.summary.trials)
     measured = list((tmp_path / "run" / "cache" / "engines").glob("measurement-*"))
     assert len(measured) >= found.summary.engine_builds > 0
+
+
+@pytest.mark.slow
+def test_two_searches_of_one_cluster_share_their_caches(cluster: Cluster, tiny: Tiny, tmp_path: Path) -> None:
+    """At the same time, by two programs: both find what one alone finds, and nothing is priced or built in vain."""
+    address = ray().get_runtime_context().gcs_address
+    shared = tmp_path / "cache"
+    commands = [
+        [sys.executable, "-m", "autocomp", "search", *tiny.arguments, "--budget", budget, "--preset", "quick",
+         "--trials", str(TRIALS), "--sampler", "plan", "--cluster", address, "--jobs", "1", "--cache", str(shared),
+         "--out", str(tmp_path / budget), "--json", "-q"]
+        for budget in ("7kB", "9kB")
+    ]  # fmt: skip
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    for program in running:
+        said, errors = program.communicate(timeout=500)
+        assert program.returncode == 0, errors
+        summary = json.loads(said)
+        assert summary["failures"] == {}
+        assert summary["evaluations"] == TRIALS
+    before = {p: p.stat().st_mtime_ns for p in shared.rglob("*") if p.is_file()}
+    assert any(p.suffix == ".unit" for p in before)
+    assert any(p.name.startswith("measurement-") for p in before)
+    third = [*commands[0][: commands[0].index("--out")], "--out", str(tmp_path / "third"), "--json", "-q"]
+    done = subprocess.run(third, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in before if p.suffix == ".unit"} == {
+        p: t for p, t in before.items() if p.suffix == ".unit"
+    }, "a third search prices nothing"
 
 
 def test_bad_clusters_are_one_line(autocomp: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,7 @@ TABLES = {
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     model, inputs = example("residual", samples=24)
     session = joint_session(model, inputs, tmp_path_factory.mktemp("run"), tables=TABLES, classes=5)
-    found = survey(
-        session.workload,
-        session.network,
-        session.space,
-        session.target.profile,
-        calibration=session.calibration,
-        sensitivity=24,
-        cache=session.run.cache,
-    )
+    found = survey(dataclasses.replace(session.survey_order(), sensitivity=24))
     return Evaluator(session, found)
 
 

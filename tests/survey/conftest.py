@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from autocomp.core.hardware import HardwareProfile
 from autocomp.core.network import Network
+from autocomp.core.progress import Progress
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Metric, Workload
 from autocomp.graph.trace import build_network
+from autocomp.survey.order import Order
 from autocomp.survey.space_file import space_from_toml
 from autocomp.survey.stored import Survey
 from autocomp.survey.survey import survey
@@ -60,9 +62,15 @@ class Case:
         tables = {**TABLES, **changes}
         return space_from_toml(tables, self.network, PROFILE, file="test.toml", name="test")
 
-    def survey(self, cache: Path, space: SearchSpace | None = None, **options: object) -> Survey:
+    def survey(
+        self, cache: Path, space: SearchSpace | None = None, *, progress: Progress | None = None, **options: object
+    ) -> Survey:
+        return survey(self.order(cache, space, **options), progress)
+
+    def order(self, cache: Path, space: SearchSpace | None = None, **options: object) -> Order:
         settings: dict = {"calibration": self.calibration, "sensitivity": 96, "cache": cache, "seed": 0, **options}
-        return survey(self.workload, self.network, space or self.space(), PROFILE, **settings)
+        space = space or self.space()
+        return Order(workload=self.workload, network=self.network, space=space, profile=PROFILE, **settings)
 
 
 @pytest.fixture(scope="session")
