@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 ERRORS = (SQLAlchemyError,)
 """What a database raises when it fails."""
 
+_TRIES, _PAUSE_S = 5, 1.0
+"""How often an opening that failed is tried again, and how long after."""
 _LIBPQ = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 30_000}
 """A server that is gone is noticed within half a minute (seconds; the last one milliseconds)."""
 _SERVER = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
@@ -96,10 +99,14 @@ class Database:
             options["pool_pre_ping"] = True
         url = self._url.render_as_string(hide_password=False)
         with self._refusals():
-            try:
-                storage = RDBStorage(url, engine_kwargs=options)
-            except DBAPIError:  # another search may have made the tables between our look and our attempt
-                storage = RDBStorage(url, engine_kwargs=options)
+            for attempt in range(_TRIES):
+                try:
+                    storage = RDBStorage(url, engine_kwargs=options)
+                    break
+                except DBAPIError:  # another search is making the same tables: one of the two is told that they exist
+                    if attempt + 1 == _TRIES:
+                        raise
+                    time.sleep(_PAUSE_S)
         if self.kind == "sqlite" and writes:
             _tune_sqlite(storage.engine)
         return storage
