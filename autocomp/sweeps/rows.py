@@ -34,6 +34,7 @@ class SweepRow:
         score_search, score_test: its metric.
         drop: loss of the metric against float32 on the search split, above 0 where it is worse.
         latency_ms, latency_source: of one batch; "measured" or "predicted".
+        latency_ratio: to float32's, the two timed in turn: what compares between searches that ran at other moments.
         evaluations, engine_builds: of the search.
         seconds: wall seconds of the search's last start, all stages.
         folder: absolute path of the search's run folder.
@@ -53,6 +54,7 @@ class SweepRow:
     drop: float | None = None
     latency_ms: float | None = None
     latency_source: str | None = None
+    latency_ratio: float | None = None
     evaluations: int | None = None
     engine_builds: int | None = None
     seconds: float | None = None
@@ -96,6 +98,7 @@ class SweepRow:
             drop=sign * (base.score_search - best.score_search),
             latency_ms=best.latency_ms,
             latency_source=best.latency_source,
+            latency_ratio=best.latency_ratio,
         )
 
     def failed(self, error: AutocompError) -> SweepRow:
@@ -125,7 +128,7 @@ def frame(rows: Sequence[SweepRow]) -> pd.DataFrame:
 
     table = pd.DataFrame([[getattr(r, c) for c in COLUMNS] for r in rows], columns=list(COLUMNS))
     kinds: dict[str, Any] = dict.fromkeys(("seed", "file_bytes", "evaluations", "engine_builds"), "Int64")
-    kinds |= dict.fromkeys(("score_search", "score_test", "drop", "latency_ms", "seconds"), "float64")
+    kinds |= dict.fromkeys(("score_search", "score_test", "drop", "latency_ms", "latency_ratio", "seconds"), "float64")
     return table.astype(kinds)
 
 
