@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.network import Network
@@ -21,7 +21,7 @@ from autocomp.survey.database import Entry
 from autocomp.survey.effects import Effects
 from autocomp.survey.hessians import Hessians
 from autocomp.transforms.low_rank import Factorise, approximation
-from autocomp.transforms.prune import PruneChannels, pruned_module
+from autocomp.transforms.prune import PruneChannels, pruned_modules
 from autocomp.transforms.recipe import Recipe
 
 
@@ -87,40 +87,56 @@ class StructurePricer:
 
     def price(self, unit: str, choices: Sequence[Choice]) -> dict[str, Entry]:
         """Choice key → price of each of a unit's choices on one structural axis."""
-        return {c.key(): self._entry(unit, c) for c in choices}
+        unchanged = Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records={})
+        found = {c.key(): unchanged for c in choices if c == FLOAT}
+        prunes = {c.key(): s for c in choices for s in c.steps if isinstance(s, PruneChannels)}
+        factorises = {c.key(): s for c in choices for s in c.steps if isinstance(s, Factorise)}
+        if prunes:
+            found |= {key: self._entry(o) for key, o in zip(prunes, self._pruned(unit, prunes.values()), strict=True)}
+        found |= {key: self._entry(self._factorised(unit, step)) for key, step in factorises.items()}
+        return found
 
-    def _entry(self, unit: str, choice: Choice) -> Entry:
-        if choice == FLOAT:
-            return Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records={})
-        try:
-            outputs = self._outputs(unit, choice)
-        except (UnsupportedError, DataError):  # no stable decomposition, or activations that are not finite
+    def _entry(self, outputs: Tensor | None) -> Entry:
+        """The price of what gives ``outputs``; None: of what cannot be made."""
+        if outputs is None:
             return Entry(kl=float("inf"), delta=np.zeros(self.effects.length, np.float32), records={})
         return Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records={})
 
-    def _outputs(self, unit: str, choice: Choice) -> Tensor:
-        step = choice.steps[0]
-        module = self.network.module
-        tensors: dict[str, Tensor] = {}
-        if isinstance(step, PruneChannels):
-            roots = [n for n in self.recipe.units[unit] if n in self.recipe.coupling().groups]
-            module = pruned_module(
+    def _pruned(self, unit: str, steps: Iterable[PruneChannels]) -> Iterator[Tensor | None]:
+        """Outputs with each of ``steps``; None where activations are not finite."""
+        coupling = self.recipe.coupling()
+        roots = [n for n in self.recipe.units[unit] if n in coupling.groups]
+        alternatives = [dict.fromkeys(roots, step) for step in steps]
+        try:
+            modules = pruned_modules(
                 self.network,
-                dict.fromkeys(roots, step),
-                coupling=self.recipe.coupling(),
+                alternatives,
+                coupling=coupling,
                 batches=self.batches,
                 multiple=self.recipe.multiple,
                 seed=self.seed,
             )
-        elif isinstance(step, Factorise):
-            names = self.recipe.units[unit]
+        except DataError:
+            yield from [None] * len(alternatives)
+            return
+        for module in modules:
+            yield self._outputs(module, {})
+
+    def _factorised(self, unit: str, step: Factorise) -> Tensor | None:
+        """Outputs with the unit's layers factorised; None where no decomposition is stable or inputs are not finite."""
+        names = self.recipe.units[unit]
+        try:
             tensors = {self.network.layers[n].weight: self._low_rank(n, step) for n in names}
-            if len(names) == 1:
-                layer = self.network.layers[names[0]]
-                self.sensitivity.at(layer.name)
-                return self.sensitivity.run(tensors[layer.weight]).float()
+        except (UnsupportedError, DataError):
+            return None
+        if len(names) == 1:
+            self.sensitivity.at(names[0])
+            return self.sensitivity.run(*tensors.values()).float()
+        return self._outputs(self.network.module, tensors)
+
+    def _outputs(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
         with torch.inference_mode():
-            return first_tensor(torch.func.functional_call(module, tensors, (self.sensitivity.inputs,))).float()
+            return first_tensor(torch.func.functional_call(module, dict(tensors), (self.sensitivity.inputs,))).float()
 
     def _low_rank(self, name: str, step: Factorise) -> Tensor:
         layer = self.network.layers[name]
