@@ -86,15 +86,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument(
+        "--work", type=Path, help="surveys and files stay there: a run that was ended goes on (CPU seconds: its own)"
+    )
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
         print(table(kept()))
         return
     for name in options.names or [*FAMILIES, *(f"tv:{n}" for n in FULL_SIZE)]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if options.work is None else options.work / name.replace(":", "_")
             try:
-                row = measured(name, options.candidates, Path(folder))
+                row = measured(name, options.candidates, folder)
             except UnsupportedError as error:
                 print(f"{name}: skipped: {error}")
                 continue
