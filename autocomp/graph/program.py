@@ -157,6 +157,13 @@ class Program:
         found = self.result(environment, tensors)
         return found if wide is None else float16.rounded(found)
 
+    def watch(
+        self, inputs: Tensor, observe: Mapping[fx.Node, Observer], *, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """A forward pass that ends behind the last observed node; arguments as for :meth:`advance`."""
+        stop = 1 + max((self.position[node] for node in observe), default=-1)
+        self.advance({}, 0, stop, inputs=inputs, tensors=tensors, observe=observe)
+
     def named(self, names: Collection[str]) -> dict[str, fx.Node]:
         """Nodes by their fx name."""
         return {n.name: n for n in self.nodes if n.name in names}

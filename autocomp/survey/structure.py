@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocomp.core.candidate import Candidate
-from autocomp.core.network import Network
+from autocomp.core.network import Layer, Network
 from autocomp.core.prices import Prices, StructurePrices
 from autocomp.core.space import SearchSpace, unit_and_axis
 from autocomp.core.steps import FLOAT, STRUCTURE_AXES, Choice
@@ -23,7 +23,7 @@ from autocomp.survey.effects import Effects
 from autocomp.survey.hessians import Hessians
 from autocomp.transforms._factors import dense
 from autocomp.transforms.low_rank import Factorise, factor_weights
-from autocomp.transforms.prune import PruneChannels, pruned_module
+from autocomp.transforms.prune import PruneChannels, pruned_modules
 from autocomp.transforms.recipe import Recipe
 
 
@@ -74,6 +74,10 @@ def structure_prices(
     return out
 
 
+Made = tuple[Tensor, Parts]
+"""Outputs of a changed network, and layer → the weights that take its place."""
+
+
 @dataclass(kw_only=True, eq=False)
 class StructurePricer:
     """Measures structural choices one by one on float32 weights.
@@ -100,15 +104,22 @@ class StructurePricer:
 
     def price(self, unit: str, choices: Sequence[Choice]) -> dict[str, Entry]:
         """Choice key → price of each of a unit's choices on one structural axis."""
-        return {c.key(): self._entry(unit, c) for c in choices}
+        unchanged = Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records={})
+        found = {c.key(): unchanged for c in choices if c == FLOAT}
+        prunes = {c: s for c in choices for s in c.steps if isinstance(s, PruneChannels)}
+        factorises = {c: s for c in choices for s in c.steps if isinstance(s, Factorise)}
+        if prunes:
+            for choice, made in zip(prunes, self._pruned(unit, prunes.values()), strict=True):
+                found[choice.key()] = self._entry(unit, choice, made)
+        for choice, step in factorises.items():
+            found[choice.key()] = self._entry(unit, choice, self._factorised(unit, step))
+        return found
 
-    def _entry(self, unit: str, choice: Choice) -> Entry:
-        if choice == FLOAT:
-            return Entry(kl=0.0, delta=np.zeros(self.effects.length, np.float32), records={})
-        try:
-            outputs, parts = self._made(unit, choice)
-        except (UnsupportedError, DataError):  # no stable decomposition, or activations that are not finite
+    def _entry(self, unit: str, choice: Choice, made: Made | None) -> Entry:
+        """The price of what was made; None: of what cannot be."""
+        if made is None:
             return Entry(kl=float("inf"), delta=np.zeros(self.effects.length, np.float32), records={})
+        outputs, parts = made
         return Entry(
             kl=self.effects.loss(outputs),
             delta=self.effects.vector(outputs),
@@ -116,37 +127,45 @@ class StructurePricer:
             density=self.coder(Candidate({unit: choice}), parts),
         )
 
-    def _made(self, unit: str, choice: Choice) -> tuple[Tensor, Parts]:
-        """Outputs of the changed network, and layer → the weights that take its place."""
-        step = choice.steps[0]
-        module = self.network.module
-        tensors: dict[str, Tensor] = {}
-        parts: Parts = {}
-        if isinstance(step, PruneChannels):
-            roots = [n for n in self.recipe.units[unit] if n in self.recipe.coupling().groups]
-            module = pruned_module(
+    def _pruned(self, unit: str, steps: Iterable[PruneChannels]) -> Iterator[Made | None]:
+        """What each of ``steps`` makes; None where activations are not finite."""
+        coupling = self.recipe.coupling()
+        roots = [n for n in self.recipe.units[unit] if n in coupling.groups]
+        alternatives = [dict.fromkeys(roots, step) for step in steps]
+        try:
+            modules = pruned_modules(
                 self.network,
-                dict.fromkeys(roots, step),
-                coupling=self.recipe.coupling(),
+                alternatives,
+                coupling=coupling,
                 batches=self.batches,
                 multiple=self.recipe.multiple,
                 seed=self.seed,
             )
+        except DataError:
+            yield from [None] * len(alternatives)
+            return
+        for module in modules:
             parts = {n: (module.get_parameter(layer.weight),) for n, layer in self.network.layers.items()}
-            parts = {n: p for n, p in parts.items() if p[0].shape != self.network.layers[n].weight_shape}
-        elif isinstance(step, Factorise):
-            names = self.recipe.units[unit]
-            parts = {n: self._factors(n, step) for n in names}
-            for layer in map(self.network.layers.__getitem__, names):
-                tensors[layer.weight] = dense(step.method, parts[layer.name], layer.weight_shape)
-            if len(names) == 1:
-                self.sensitivity.at(names[0])
-                return self.sensitivity.run(tensors[self.network.layers[names[0]].weight]).float(), parts
-        with torch.inference_mode():
-            run = torch.func.functional_call(module, tensors, (self.sensitivity.inputs,))
-        return first_tensor(run).float(), parts
+            changed = {n: p for n, p in parts.items() if p[0].shape != self.network.layers[n].weight_shape}
+            yield self._outputs(module, {}), changed
 
-    def _factors(self, name: str, step: Factorise) -> tuple[Tensor, ...]:
-        layer = self.network.layers[name]
+    def _factorised(self, unit: str, step: Factorise) -> Made | None:
+        """What factorising the unit's layers makes; None where no decomposition is stable or inputs are not finite."""
+        layers = [self.network.layers[n] for n in self.recipe.units[unit]]
+        try:
+            parts = {layer.name: self._factors(layer, step) for layer in layers}
+        except (UnsupportedError, DataError):
+            return None
+        tensors = {layer.weight: dense(step.method, parts[layer.name], layer.weight_shape) for layer in layers}
+        if len(layers) == 1:
+            self.sensitivity.at(layers[0].name)
+            return self.sensitivity.run(*tensors.values()).float(), parts
+        return self._outputs(self.network.module, tensors), parts
+
+    def _outputs(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
+        with torch.inference_mode():
+            return first_tensor(torch.func.functional_call(module, dict(tensors), (self.sensitivity.inputs,))).float()
+
+    def _factors(self, layer: Layer, step: Factorise) -> tuple[Tensor, ...]:
         weight = self.network.module.get_parameter(layer.weight)
-        return factor_weights(weight, layer, step, self.hessians(name), self.seed)
+        return factor_weights(weight, layer, step, self.hessians(layer.name), self.seed)

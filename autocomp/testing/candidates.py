@@ -37,7 +37,7 @@ def ranges(network: Network, inputs: Tensor, keys: Collection[str]) -> dict[str,
         found[names[node.name]] = (float(result.min()), float(result.max()))
 
     with torch.inference_mode():
-        program.run(inputs, observe=dict.fromkeys(program.named(names).values(), record))
+        program.watch(inputs, dict.fromkeys(program.named(names).values(), record))
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from autocomp.core.network import Network
 from autocomp.errors import ConfigError
-from autocomp.graph.coupling import ChannelGroup
+from autocomp.graph.coupling import ChannelGroup, Coupling
 from autocomp.graph.program import Program
 from autocomp.transforms.observe import image_chunks
 from autocomp.transforms.patches import weight_rows
@@ -82,6 +82,47 @@ def importance(
     return {root: s.sqrt() for root, s in found.items()} if criterion == "l2" else found
 
 
+def choose(
+    network: Network,
+    coupling: Coupling,
+    counts: Mapping[str, int],
+    criteria: Mapping[str, str],
+    *,
+    batches: Sequence[Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The most important entries of each group: root → bool [entries], ``counts[root]`` of them true.
+
+    Args and errors as for :func:`importance`; of equal entries the first stay.
+    """
+    scores = measured(network, coupling, [(root, criteria[root]) for root in counts], batches=batches, seed=seed)
+    return {root: largest(scores[root, criteria[root]], count) for root, count in counts.items()}
+
+
+def measured(
+    network: Network,
+    coupling: Coupling,
+    wanted: Sequence[tuple[str, str]],
+    *,
+    batches: Sequence[Tensor] | None = None,
+    seed: int = 0,
+) -> dict[tuple[str, str], Tensor]:
+    """(root, criterion) → :func:`importance` of the group's entries, one measurement a criterion."""
+    found: dict[tuple[str, str], Tensor] = {}
+    for criterion in dict.fromkeys(c for _, c in wanted):
+        groups = [coupling.groups[root] for root in dict.fromkeys(r for r, c in wanted if c == criterion)]
+        scores = importance(network, groups, criterion, batches=batches, seed=seed)
+        found |= {(root, criterion): s for root, s in scores.items()}
+    return found
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """bool [entries]: the ``count`` largest, of equal ones the first."""
+    keep = torch.zeros(len(scores), dtype=torch.bool)
+    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    return keep
+
+
 def filters(network: Network, name: str, weight: Tensor | None = None) -> Tensor:
     """A layer's weight (or a tensor of its shape) as [output channels, n]."""
     layer = network.layers[name]
@@ -149,7 +190,7 @@ def _activations(network: Network, layers: Sequence[str], batches: Sequence[Tens
     observers = {nodes[names[name]]: observer(name) for name in layers}
     with torch.inference_mode():
         for chunk in image_chunks(network, batches):
-            program.run(chunk, observe=observers)
+            program.watch(chunk, observers)
             count += len(chunk)
     return {name: (total / count).float() for name, total in totals.items()}
 

@@ -25,28 +25,35 @@ _CHUNK = 16  # images whose patches are made at a time
 _HESSIAN_VALUES = 1 << 28  # floats of second moments held at once (1 GiB)
 
 
-def refitted(network: Network, inputs: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def refitted(
+    network: Network, removals: Sequence[Mapping[str, Tensor]], batches: Sequence[Tensor]
+) -> list[dict[str, Tensor]]:
     """Weights and biases of layers that lose inputs, fitted so that their outputs change least.
 
     Args:
         network: before anything is removed; read only.
-        inputs: layer → bool [inputs of one convolution group], which input channels stay.
+        removals: alternatives, which share the passes over the data; each is layer → bool [inputs of one
+            convolution group], which input channels stay.
         batches: calibration inputs [n, ...].
 
     Returns:
-        State-dict key → float32 tensor of the old shape; its removed columns mean nothing. Layers that
-        are no linear map of their input are left out.
+        For each removal, state-dict key → float32 tensor of the old shape; its removed columns mean nothing.
+        Layers that are no linear map of their input are left out.
 
     Raises:
         DataError: no calibration inputs, or activations that are not finite.
     """
     names = [
-        n for n in inputs if has_patches(network.module.get_submodule(n)) and network.layers[n].input_value is not None
+        n
+        for n in dict.fromkeys(n for inputs in removals for n in inputs)
+        if has_patches(network.module.get_submodule(n)) and network.layers[n].input_value is not None
     ]
-    found: dict[str, Tensor] = {}
+    found: list[dict[str, Tensor]] = [{} for _ in removals]
     for part in _parts(network, names):
         for name, hessian in _hessians(network, part, batches).items():
-            found.update(_fit(network, name, inputs[name], hessian))
+            for fitted, inputs in zip(found, removals, strict=True):
+                if name in inputs:
+                    fitted.update(_fit(network, name, inputs[name], hessian))
     return found
 
 
@@ -90,7 +97,7 @@ def _hessians(network: Network, names: Sequence[str], batches: Sequence[Tensor])
 
     with torch.inference_mode():
         for chunk in image_chunks(network, batches):
-            program.run(chunk, observe={node: observer(layers) for node, layers in readers.items()})
+            program.watch(chunk, {node: observer(layers) for node, layers in readers.items()})
         return {name: total.hessian() for name, total in sums.items()}
 
 

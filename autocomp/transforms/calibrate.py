@@ -65,7 +65,7 @@ def calibrate_activations(
     def look(method: Callable[[ValueObserver, Tensor], None], which: Mapping[fx.Node, ValueObserver]) -> None:
         hooks = {node: lambda _n, result, o=observer: method(o, result) for node, observer in which.items()}
         for chunk in chunks:
-            program.run(chunk, tensors=tensors, observe=hooks)
+            program.watch(chunk, hooks, tensors=tensors)
 
     with torch.inference_mode():
         if len(chunks) == 1:

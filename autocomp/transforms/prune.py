@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from autocomp.errors import ConfigError, UnknownNameError
 from autocomp.graph._cuts import Place, resized, taken
 from autocomp.graph.coupling import ChannelGroup, Coupling
 from autocomp.graph.edit import edited, edited_module
-from autocomp.transforms._importance import CRITERIA, importance
+from autocomp.transforms._importance import CRITERIA, choose, largest, measured
 from autocomp.transforms._refit import refitted
 
 
@@ -111,40 +111,50 @@ def prune_channels(
             coupling of another network.
         DataError: calibration inputs that are empty or not finite.
     """
-    keep = _chosen(variant.network, steps, coupling, batches, multiple, seed)
+    (keep,) = _chosen(variant.network, [steps], coupling, batches, multiple, seed)
     return removed(variant, keep, coupling=coupling, batches=batches, compensate=compensate)
 
 
-def pruned_module(
+def pruned_modules(
     network: Network,
-    steps: Mapping[str, PruneChannels],
+    alternatives: Sequence[Mapping[str, PruneChannels]],
     *,
     coupling: Coupling,
     batches: Sequence[Tensor],
     multiple: int = 1,
     seed: int = 0,
-) -> nn.Module:
-    """The module of :func:`prune_channels`, not traced: for whoever only runs it. Arguments and errors as there."""
-    keep = _chosen(network, steps, coupling, batches, multiple, seed)
-    refits = refitted(network, _shrinking(network, coupling, keep), batches)
-    edits, tensors, _ = _removal(network, keep, coupling, refits)
-    return edited_module(network.module, edits, tensors)
+) -> Iterator[nn.Module]:
+    """The module of :func:`prune_channels` for each of several steps, not traced: for whoever only runs them.
+
+    Importance and second moments are measured once for all of them. Other arguments and errors as there.
+    """
+    keeps = _chosen(network, alternatives, coupling, batches, multiple, seed)
+    refits = refitted(network, [_shrinking(network, coupling, keep) for keep in keeps], batches)
+    removals = (_removal(network, keep, coupling, refit) for keep, refit in zip(keeps, refits, strict=True))
+    return (edited_module(network.module, edits, tensors) for edits, tensors, _ in removals)
 
 
 def _chosen(
     network: Network,
-    steps: Mapping[str, PruneChannels],
+    alternatives: Sequence[Mapping[str, PruneChannels]],
     coupling: Coupling,
     batches: Sequence[Tensor] | None,
     multiple: int,
     seed: int,
-) -> dict[str, Tensor]:
-    """Root → bool [entries], what stays; the steps are checked."""
-    _check_steps(coupling, steps, multiple)
-    _check_fits(network, coupling, steps)
-    counts = {root: kept_entries(coupling.groups[root], step.ratio, multiple) for root, step in steps.items()}
-    criteria = {root: step.criterion for root, step in steps.items()}
-    return choose(network, coupling, counts, criteria, batches=batches, seed=seed)
+) -> list[dict[str, Tensor]]:
+    """For each alternative root → bool [entries], what stays; the steps are checked."""
+    for steps in alternatives:
+        _check_steps(coupling, steps, multiple)
+        _check_fits(network, coupling, steps)
+    every = [(root, step.criterion) for steps in alternatives for root, step in steps.items()]
+    scores = measured(network, coupling, every, batches=batches, seed=seed)
+    return [
+        {
+            root: largest(scores[root, step.criterion], kept_entries(coupling.groups[root], step.ratio, multiple))
+            for root, step in steps.items()
+        }
+        for steps in alternatives
+    ]
 
 
 def _check_steps(coupling: Coupling, steps: Mapping[str, PruneChannels], multiple: int) -> None:
@@ -156,30 +166,6 @@ def _check_steps(coupling: Coupling, steps: Mapping[str, PruneChannels], multipl
         reason = legal_prune(coupling.groups[root], step.ratio, multiple)
         if reason is not None:
             raise ConfigError(f"prune_channels: {reason}")
-
-
-def choose(
-    network: Network,
-    coupling: Coupling,
-    counts: Mapping[str, int],
-    criteria: Mapping[str, str],
-    *,
-    batches: Sequence[Tensor] | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """The most important entries of each group: root → bool [entries], ``counts[root]`` of them true.
-
-    Args and errors as for :func:`~autocomp.transforms._importance.importance`; of equal entries the first stay.
-    """
-    keep: dict[str, Tensor] = {}
-    for criterion in dict.fromkeys(criteria.values()):
-        roots = [root for root in counts if criteria[root] == criterion]
-        groups = [coupling.groups[root] for root in roots]
-        for root, scores in importance(network, groups, criterion, batches=batches, seed=seed).items():
-            order = scores.argsort(descending=True, stable=True)
-            keep[root] = torch.zeros(len(scores), dtype=torch.bool)
-            keep[root][order[: counts[root]]] = True
-    return {root: keep[root] for root in counts}
 
 
 def removed(
@@ -195,7 +181,7 @@ def removed(
     if compensate and batches is None:
         raise ConfigError("prune_channels: compensation needs calibration inputs; pass batches or compensate=False")
     _check_fits(network, coupling, keep)
-    refits = refitted(network, _shrinking(network, coupling, keep), batches or ()) if compensate else {}
+    (refits,) = refitted(network, [_shrinking(network, coupling, keep)], batches or ()) if compensate else ({},)
     edits, tensors, origins = _removal(network, keep, coupling, refits)
     return edited(variant, edits, tensors, origins)
 

@@ -9,6 +9,7 @@ from autocomp.core.hardware import Placement
 from autocomp.errors import UnsupportedError
 from autocomp.graph.capture import first_tensor
 from autocomp.graph.partial import PrefixRunner
+from autocomp.graph.program import Program
 from autocomp.graph.simulate import simulated
 from autocomp.testing.candidates import int8_candidate
 from autocomp.testing.networks import EXAMPLES
@@ -92,3 +93,17 @@ def test_values_need_a_graph(traced):
     _, network, inputs = traced("branch")
     with pytest.raises(UnsupportedError, match="graph"):
         PrefixRunner(network, inputs).run_value("input", ActivationQuantizer(scale=1, zero_point=0, low=0, high=255))
+
+
+def test_watching_ends_behind_the_last_value_watched(traced):
+    _, network, inputs = traced("residual")
+    program = Program(network.graph)
+    watched = program.nodes[len(program.nodes) // 2]
+    seen, expected = [], []
+    program.run(inputs, observe={watched: lambda _node, result: expected.append(result)})
+    *_, last = network.layers.values()
+    nothing = {last.weight: torch.zeros(0)}  # no layer runs with it
+    program.watch(inputs, {watched: lambda _node, result: seen.append(result)}, tensors=nothing)
+    assert torch.equal(*seen, *expected)
+    with pytest.raises(RuntimeError):
+        program.run(inputs, tensors=nothing)
