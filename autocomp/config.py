@@ -108,7 +108,7 @@ def _weights(value: Any, name: str) -> Path:
 def _data(value: Any, name: str) -> str:
     text = _text(value, name)
     kind, colon, rest = text.partition(":")
-    if kind in ("imagefolder", "npz") and colon:
+    if kind in ("imagefolder", "npz") and colon and "://" not in rest:
         path = Path(rest).expanduser()
         if not (path.is_dir() if kind == "imagefolder" else path.is_file()):
             thing = "folder" if kind == "imagefolder" else "file"

@@ -14,7 +14,7 @@ import torch
 
 from autocomp.core.progress import Progress, Silent
 from autocomp.errors import DataError, UnknownNameError
-from autocomp.workloads import arrays, digits, factories, imagefolder, normalize
+from autocomp.workloads import arrays, digits, factories, imagefolder, normalize, remote_files
 from autocomp.workloads.splits import AnySplit, DatasetSplit, ImageFolderSplit, TensorSplit, in_memory
 
 SPECS = ("digits", "imagefolder:PATH", "npz:PATH", "package.module:factory", "path/file.py:factory")
@@ -87,9 +87,9 @@ def load_data(spec: str, request: Request) -> Data:
         train, search, test = digits.splits(size=request.size or digits.IMAGE_SIZE, normalization=request.normalization)
         return assemble("digits", (train, search, test), request, classes=digits.CLASSES, exact=True)
     if kind == "imagefolder" and colon:
-        return _image_folder(Path(rest).expanduser(), request)
+        return _image_folder(_path(rest, spec), request)
     if kind == "npz" and colon:
-        path = Path(rest).expanduser()
+        path = _path(rest, spec)
         return assemble(path.stem, arrays.read_npz(path, request.normalization, request.size), request)
     if factories.is_factory(spec):
         made = factories.call(
@@ -97,6 +97,12 @@ def load_data(spec: str, request: Request) -> Data:
         )
         return from_objects(made, spec, request)
     raise UnknownNameError("data", spec, SPECS)
+
+
+def _path(text: str, spec: str) -> Path:
+    if remote_files.is_address(text):
+        return remote_files.local_copy(text, f"data {spec}")
+    return Path(text).expanduser()
 
 
 def from_objects(made: Any, name: str, request: Request) -> Data:
