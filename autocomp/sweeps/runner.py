@@ -146,7 +146,7 @@ def _opened(sweep: Sweep, *, fresh: bool) -> Iterator[None]:
     owner = Owner(cache / "lock", thing="sweep", where=folder)
     try:
         if fresh and sweep.own_cache:
-            for part in ("survey", "engines"):
+            for part in ("survey", "engines", "coupling"):
                 shutil.rmtree(cache / part, ignore_errors=True)
         yield
     finally:

@@ -25,7 +25,7 @@ def local_copy(address: str, what: str) -> Path:
     """The file or folder at ``address``, as a copy under the user's cache folder (``AUTOCOMP_CACHE``).
 
     A copy is used again while names and sizes there are the same, and for single files what the store tells of their
-    version. Reading is fsspec's (https://filesystem-spec.readthedocs.io), which looks for access keys in its usual places.
+    version. It is read by fsspec (https://filesystem-spec.readthedocs.io), which finds access keys in the usual places.
 
     Args:
         address: of a file, or of a folder with everything below it.
