@@ -5,8 +5,10 @@ What happens in the process stays a value: exceptions come back as :class:`Told`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from autocomp.core.told import Told
 from autocomp.errors import ConfigError
 
 PULSE = "pulse"
+_PULSE_S, _KILL_S = 3.0, 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +135,32 @@ def _fetched(value: Any) -> Any:
 def feel_pulse(actor: Any) -> Any:
     """Reference that resolves as soon as the process answers."""
     return actor.pulse.options(concurrency_group=PULSE).remote()
+
+
+def end(actors: Mapping[Any, Whereabouts | None]) -> None:
+    """End actors for good. One that is stopped hears nothing of Ray's and would outlive the program: it is killed by
+    a signal of its own node.
+
+    Args:
+        actors: handle → where it is, None where it has not said so yet.
+    """
+    pulses = {feel_pulse(actor): where for actor, where in actors.items() if where is not None}
+    if pulses:
+        _, silent = ray().wait(list(pulses), num_returns=len(pulses), timeout=_PULSE_S)
+        killed = [_kill_on_node(where) for pulse in silent if (where := pulses[pulse]) is not None]
+        if killed:
+            ray().wait(killed, num_returns=len(killed), timeout=_KILL_S)
+    for actor in actors:
+        ray().kill(actor)
+
+
+def _kill_on_node(where: Whereabouts) -> Any:
+    strategies = ray().util.scheduling_strategies
+    on_node = strategies.NodeAffinitySchedulingStrategy(node_id=where.node, soft=True)
+    return ray().remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(_kill).remote(where)
+
+
+def _kill(where: Whereabouts) -> None:
+    if ray().get_runtime_context().get_node_id() == where.node:  # else its node is gone, and it with it
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(where.pid, signal.SIGKILL)

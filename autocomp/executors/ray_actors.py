@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autocomp.cluster.actor import Versions, Whereabouts, feel_pulse, start
+from autocomp.cluster.actor import Versions, Whereabouts, end, feel_pulse, start
 from autocomp.cluster.connection import Cluster, connected, ray
 from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
 from autocomp.core.outcome import Failed
@@ -113,8 +113,7 @@ class RayActors:
 
     def close(self) -> None:
         """Kill the workers; jobs under way are dropped."""
-        for worker in self._workers:
-            ray().kill(worker.actor)
+        end({worker.actor: worker.where for worker in self._workers})
         self._workers.clear()
         self._queue.clear()
         self._events.clear()

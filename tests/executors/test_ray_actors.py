@@ -103,6 +103,17 @@ def test_close_leaves_no_process(cluster: Cluster) -> None:
     assert workers() == []
 
 
+def test_close_ends_a_frozen_worker(cluster: Cluster, tmp_path: Path) -> None:
+    """It hears nothing of Ray's, and Ray forgets it when the program ends."""
+    executor = ray_actors.make(Guarded(FakeFactory(log=tmp_path / "log")), jobs=1)
+    run_all(executor, some_jobs(1))
+    (frozen,) = workers()
+    frozen.send_signal(signal.SIGSTOP)
+    executor.close()
+    psutil.wait_procs([frozen], timeout=2.0)
+    assert not frozen.is_running()
+
+
 def _no_data() -> Evaluate:
     raise DataError("digits.npz: no images; give another --data")
 
