@@ -8,14 +8,16 @@ into the object store once, and once more where that was lost.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions, Whereabouts, end, feel_pulse, start
-from autocomp.cluster.connection import Cluster, connected, ray
+from autocomp.cluster.connection import connected, ray
 from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
 from autocomp.core.outcome import Failed
 from autocomp.core.told import Told
@@ -53,6 +55,7 @@ class RayActors:
         jobs: number of workers.
         timeout_s: seconds a job may take, or None.
         silence_s, nobody_s: see :data:`SILENCE_S` and :data:`NOBODY_S`.
+        leave: called when the workers are gone, or None.
 
     Raises:
         ConfigError: ``jobs`` below 1 or ``timeout_s`` not positive.
@@ -66,13 +69,14 @@ class RayActors:
         timeout_s: float | None = None,
         silence_s: float = SILENCE_S,
         nobody_s: float = NOBODY_S,
+        leave: Callable[[], None] | None = None,
     ) -> None:
         if jobs < 1:
             raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
         self._factory, self._timeout_s = factory, timeout_s
-        self._silence_s, self._nobody_s = silence_s, nobody_s
+        self._silence_s, self._nobody_s, self._leave = silence_s, nobody_s, leave
         self._shared = ray().put(factory)
         self._queue: deque[Task] = deque()
         self._events: deque[Event] = deque()
@@ -117,6 +121,8 @@ class RayActors:
         self._workers.clear()
         self._queue.clear()
         self._events.clear()
+        if self._leave is not None:
+            self._leave()
 
     # workers
 
@@ -228,27 +234,19 @@ def _cause(error: Exception) -> str:
     return text[text.find("Worker exit detail:") :][:200] if "Worker exit detail:" in text else text[:200]
 
 
-class _Connected(RayActors):
-    """With a cluster of its own, that of ``--cluster auto``: for programs that did not connect to one."""
-
-    def __init__(self, factory: Factory, *, jobs: int | None, timeout_s: float | None) -> None:
-        self._connection = connected("auto")
-        cluster: Cluster = self._connection.__enter__()
-        super().__init__(factory, jobs=cluster.cores() if jobs is None else jobs, timeout_s=timeout_s)
-
-    def close(self) -> None:
-        super().close()
-        self._connection.__exit__(None, None, None)
-
-
 def make(
     factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
 ) -> Executor:
-    """The executor on the connected cluster (``autocomp.cluster.connection``).
+    """The executor on the connected cluster; a program that is connected to none gets that of ``--cluster auto``.
 
     Args:
         factory: picklable.
         jobs: workers; None: one a CPU of the cluster.
         timeout_s: seconds a job may take, or None.
     """
-    return _Connected(factory, jobs=jobs, timeout_s=timeout_s)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(connected("auto"))
+        workers = cluster.cores() if jobs is None else jobs
+        executor = RayActors(factory, jobs=workers, timeout_s=timeout_s, leave=lambda: connection.close())
+        connection = stack.pop_all()
+        return executor

@@ -8,6 +8,7 @@ does), and takes a few tenths of a second a trial.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -15,13 +16,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions
-from autocomp.cluster.connection import Cluster, connected, ray
+from autocomp.cluster.connection import connected, ray
 from autocomp.core.executor import ATTEMPTS, Evaluate, Event, Executor, Factory, Result, Task
 from autocomp.core.outcome import Failed
 from autocomp.core.threads import limit_threads
@@ -159,19 +160,26 @@ class RayTune:
         jobs: trials at a time.
         timeout_s: seconds a job may take, or None.
         scratch: a folder that all nodes see, for Tune's own files; None: a temporary one.
+        leave: called when the actors are gone, or None.
 
     Raises:
         ConfigError: ``jobs`` below 1 or ``timeout_s`` not positive.
     """
 
     def __init__(
-        self, factory: Factory, *, jobs: int, timeout_s: float | None = None, scratch: Path | None = None
+        self,
+        factory: Factory,
+        *,
+        jobs: int,
+        timeout_s: float | None = None,
+        scratch: Path | None = None,
+        leave: Callable[[], None] | None = None,
     ) -> None:
         if jobs < 1:
             raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
-        self._jobs = jobs
+        self._jobs, self._leave = jobs, leave
         self._failure: Exception | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="autocomp-tune-", dir=scratch))
         late = self._folder / "late"
@@ -247,23 +255,20 @@ class RayTune:
             self._exchange.waiting.clear()
         self._loop.join(_CLOSING_S)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class _Connected(RayTune):
-    """With a cluster of its own where the program is not connected to one."""
-
-    def __init__(self, factory: Factory, jobs: int | None, timeout_s: float | None, scratch: Path | None) -> None:
-        self._connection: AbstractContextManager[Cluster] = connected("auto")
-        cluster = self._connection.__enter__()
-        super().__init__(factory, jobs=cluster.cores() if jobs is None else jobs, timeout_s=timeout_s, scratch=scratch)
-
-    def close(self) -> None:
-        super().close()
-        self._connection.__exit__(None, None, None)
+        if self._leave is not None:
+            self._leave()
 
 
 def make(
     factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
 ) -> Executor:
-    """The executor on the connected cluster. Arguments as for :class:`RayTune`; ``jobs`` None: one a CPU."""
-    return _Connected(factory, jobs, timeout_s, scratch)
+    """The executor on the connected cluster; a program that is connected to none gets that of ``--cluster auto``.
+
+    Arguments as for :class:`RayTune`; ``jobs`` None: one a CPU of the cluster.
+    """
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(connected("auto"))
+        trials = cluster.cores() if jobs is None else jobs
+        executor = RayTune(factory, jobs=trials, timeout_s=timeout_s, scratch=scratch, leave=lambda: connection.close())
+        connection = stack.pop_all()
+        return executor
