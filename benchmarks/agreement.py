@@ -19,7 +19,8 @@ from common import save
 
 from autocomp.core.run_folder import RunFolder
 from autocomp.evaluators.quality import run_split
-from autocomp.search.evaluator import Evaluator, reopened
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of, summary_of
 from autocomp.stages.verifying import read_row
 

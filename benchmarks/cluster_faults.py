@@ -273,9 +273,9 @@ def main() -> None:
         for seed in range(given.runs):
             rows.append(one(fault, nodes, seed))
             print(json.dumps(rows[-1]), flush=True)
+            save("cluster_faults", {"rows": rows})
         mine = [r for r in rows if r["fault"] == fault]
         print(f"{FAULTS[fault][0]}: {sum(map(holds, mine))} of {len(mine)} hold", flush=True)
-        save("cluster_faults", {"rows": rows})
     nodes.cluster.shutdown()
 
 

@@ -18,7 +18,7 @@ from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.steps import Choice
-from autocomp.search.evaluator import reopened
+from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of
 from autocomp.transforms.quantize import QuantizeWeights
 from autocomp.transforms.stitch import stitch

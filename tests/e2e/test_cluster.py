@@ -37,7 +37,7 @@ def rows_of(result: package.Result) -> list[tuple[Any, ...]]:
     return sorted(rows)
 
 
-@pytest.mark.parametrize("executor", ["ray_actors", "ray_tune"])
+@pytest.mark.parametrize("executor", ["ray_actors", pytest.param("ray_tune", marks=pytest.mark.slow)])
 def test_a_cluster_finds_the_same_rows(
     cluster: Cluster, tiny: Tiny, local: package.Result, tmp_path: Path, executor: str
 ) -> None:

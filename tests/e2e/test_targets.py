@@ -16,7 +16,7 @@ from autocomp.runtimes import find
 from autocomp.runtimes._profiles import load_profile
 
 
-@pytest.mark.parametrize("name", ["cpu-openvino", "cpu-torch"])
+@pytest.mark.parametrize("name", ["cpu-openvino", pytest.param("cpu-torch", marks=pytest.mark.slow)])
 def test_search_measures_on_the_target(
     tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, name: str
 ) -> None:
@@ -78,6 +78,7 @@ def test_search_for_a_gpu_that_is_not_here(
     assert (tmp_path / "again.plan").read_bytes() == (out / "model.plan").read_bytes()
 
 
+@pytest.mark.slow
 def test_float8_search(tiny: Tiny, autocomp: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     """Simulated, coded, built by the real builder, read back, and the same again from the file."""
     profile = load_profile("rtx-4090")

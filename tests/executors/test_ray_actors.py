@@ -23,8 +23,8 @@ DEADLINE_S = 120.0
 
 
 def workers() -> list[psutil.Process]:
-    """Processes that Ray runs our actors in."""
-    return [p for p in psutil.process_iter() if _title(p).startswith("ray::Actor")]
+    """Processes in which this program's cluster runs actors."""
+    return [p for p in psutil.Process().children(recursive=True) if _title(p).startswith("ray::Actor")]
 
 
 def _title(process: psutil.Process) -> str:

@@ -157,6 +157,7 @@ def wait_for(condition: Callable[[], bool], child: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_kill_and_go_on(tiny: Tiny, autocomp: Run, tmp_path: Path) -> None:
     file, out = write(tmp_path / "grid.toml", tiny, ["9kB", "7kB"], trials=5), tmp_path / "out"
     second = RunFolder(out / SEVEN)
@@ -179,6 +180,7 @@ def test_kill_and_go_on(tiny: Tiny, autocomp: Run, tmp_path: Path) -> None:
     assert {**times(out, f"{NINE}/**/*"), **times(out, "cache/survey/*.unit")} == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_one_folder_takes_one_sweep(tiny: Tiny, autocomp: Run, tmp_path: Path) -> None:
     file, out = write(tmp_path / "grid.toml", tiny, ["9kB"], trials=500), tmp_path / "out"
     child = start("sweep", file, "--out", out)
@@ -192,6 +194,7 @@ def test_ctrl_c_says_how_to_go_on_and_one_folder_takes_one_sweep(tiny: Tiny, aut
     assert f"saved in {out}; the same command goes on from there" in said
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_at_the_same_time(tiny: Tiny, tmp_path: Path) -> None:
     """Two spaces of the same network: each adds its own choices to the same files."""
     common = ["search", *tiny.arguments, "--preset", "quick", "--trials", 4, "--finish", "none", "--json", "-q"]
