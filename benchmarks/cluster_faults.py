@@ -105,6 +105,7 @@ class Run:
     def wait_for(self, trials: int) -> None:
         until = time.monotonic() + DEADLINE_S
         while len(self.ended()) < trials and self.driver.poll() is None and time.monotonic() < until:
+            actors()
             time.sleep(0.02)
 
     def actors(self) -> list[psutil.Process]:
@@ -126,11 +127,17 @@ class Run:
         return self.driver.returncode, said.strip()
 
 
+SEEN: set[psutil.Process] = set()
+"""Processes that were below our nodes at some time: whoever outlives its node hangs from process 1."""
+
+
 def actors() -> list[psutil.Process]:
+    """Processes of our nodes that are actors' and alive."""
+    SEEN.update(psutil.Process().children(recursive=True))
     found = []
-    for process in psutil.process_iter():
+    for process in SEEN:
         with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("ray::Actor"):
+            if process.is_running() and " ".join(process.cmdline()).startswith("ray::Actor"):
                 found.append(process)
     return found
 
