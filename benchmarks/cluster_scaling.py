@@ -271,8 +271,6 @@ def plot() -> None:
         xlabel="workers",
         ylabel="evaluations per second",
         title="Evaluations that wait 10 s",
-        xscale="log",
-        yscale="log",
     )
     left.legend()
     cost = data["many"]["cpu_ms_by_thousand"]
