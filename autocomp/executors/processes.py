@@ -12,33 +12,30 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
-from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
-from autocomp.core.outcome import Failed
+from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory
 from autocomp.core.threads import cores
 from autocomp.core.told import Told
-from autocomp.errors import ConfigError, UnsupportedError
+from autocomp.errors import UnsupportedError
+from autocomp.executors._team import Member, Team, check_limits, timed_out
 from autocomp.executors._worker import Ready, work
 
 
-@dataclass
-class _Worker:
-    """A process, its pipes (jobs and outcomes; a lifeline that closes with us), and what it is at."""
+@dataclass(kw_only=True, eq=False)
+class _Worker(Member):
+    """A process, and its pipes: tasks and results; a lifeline that closes with us."""
 
     process: SpawnProcess
     pipe: Connection
     lifeline: Connection
     ready: bool = False
-    job: Task | None = None
-    deadline: float | None = None
 
 
-class Processes:
+class Processes(Team[_Worker]):
     """``jobs`` workers.
 
     Args:
@@ -51,32 +48,14 @@ class Processes:
     """
 
     def __init__(self, factory: Factory, *, jobs: int, timeout_s: float | None = None) -> None:
-        if jobs < 1:
-            raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
-        if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
+        check_limits(jobs, timeout_s)
+        super().__init__(timeout_s)
         self._context: SpawnContext = multiprocessing.get_context("spawn")
         self._factory = factory
-        self._timeout_s = timeout_s
         self._threads = max(1, cores() // jobs)
-        self._queue: deque[Task] = deque()
-        self._events: deque[Event] = deque()
         self._unready_deaths = 0
-        self._workers: list[_Worker] = []
         for _ in range(jobs):
             self._workers.append(self._start())
-
-    def slots(self) -> int:
-        """Workers without a job, queued jobs taken off."""
-        free = sum(worker.job is None for worker in self._workers)
-        return max(0, free - len(self._queue))
-
-    def submit(self, job: Task) -> None:
-        """Queue ``job`` for the next free worker."""
-        if self.slots() == 0:
-            raise RuntimeError("submit() while slots() is 0")
-        self._queue.append(job)
-        self._assign()
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
         """The next job that is over; None after ``timeout_s``, or at once when there is no job.
@@ -87,11 +66,10 @@ class Processes:
         """
         give_up = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._events:
-            if not self._queue and all(worker.job is None for worker in self._workers):
+            if self._idle():
                 return None
             self._assign()
-            limits = [w.deadline for w in self._workers if w.deadline is not None]
-            until = min([*limits, *([give_up] if give_up is not None else [])], default=None)
+            until = min([*self._deadlines(), *([give_up] if give_up is not None else [])], default=None)
             patience = None if until is None else max(0.0, until - time.monotonic())
             heard = wait([worker.pipe for worker in self._workers], patience)
             for worker in [w for w in self._workers if w.pipe in heard]:
@@ -107,9 +85,7 @@ class Processes:
             worker.process.kill()
         for worker in self._workers:
             self._bury(worker)
-        self._workers.clear()
-        self._queue.clear()
-        self._events.clear()
+        self._clear()
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -125,7 +101,7 @@ class Processes:
         process.start()
         theirs.close()
         life_theirs.close()
-        return _Worker(process, ours, life_ours)
+        return _Worker(process=process, pipe=ours, lifeline=life_ours)
 
     def _assign(self) -> None:
         for worker in self._workers:
@@ -140,8 +116,7 @@ class Processes:
                     worker.ready = False
                     self._queue.appendleft(job)
                     continue
-                worker.job = job
-                worker.deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+                self._begin(worker, job)
 
     def _listen(self, worker: _Worker) -> None:
         try:
@@ -158,22 +133,14 @@ class Processes:
             case _:
                 self._end(worker, message)
 
-    def _end(self, worker: _Worker, outcome: Result) -> None:
-        if worker.job is not None:
-            self._events.append(Event(job=worker.job, outcome=outcome))
-        worker.job = worker.deadline = None
-
     def _enforce_limits(self) -> None:
-        now = time.monotonic()
-        for worker in list(self._workers):
-            if worker.deadline is not None and now >= worker.deadline:
-                if worker.pipe.poll():  # finished in the last moment
-                    self._listen(worker)
-                    continue
-                worker.process.kill()
-                message = f"no outcome within {self._timeout_s:g} s; the worker was killed"
-                self._end(worker, Failed(stage="worker", kind="timeout", message=message))
-                self._replace(worker)
+        for worker in self._overdue():
+            if worker.pipe.poll():  # finished in the last moment
+                self._listen(worker)
+                continue
+            worker.process.kill()
+            self._end(worker, timed_out(self._timeout_s))
+            self._replace(worker)
 
     def _replace_dead(self, worker: _Worker) -> None:
         worker.process.join()
@@ -182,17 +149,12 @@ class Processes:
             self._unready_deaths += 1
             if self._unready_deaths >= ATTEMPTS:
                 raise UnsupportedError(f"evaluation workers cannot start: they {how}; try --jobs 1 to see why")
-        elif worker.job is not None and worker.job.attempt < ATTEMPTS:
-            self._queue.appendleft(replace(worker.job, attempt=worker.job.attempt + 1))
-            worker.job = worker.deadline = None
-        elif worker.job is not None:
-            message = f"the worker {how}, {worker.job.attempt} times in a row"
-            self._end(worker, Failed(stage="worker", kind="died", message=message))
+        self._give_back(worker, how)
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
         self._bury(worker)
-        self._workers[self._workers.index(worker)] = self._start()
+        self._exchange(worker)
 
     @staticmethod
     def _bury(worker: _Worker) -> None:

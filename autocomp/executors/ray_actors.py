@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions, Whereabouts, end, feel_pulse, start
 from autocomp.cluster.connection import connected, ray
-from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory, Result, Task
-from autocomp.core.outcome import Failed
+from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory
 from autocomp.core.told import Told
-from autocomp.errors import ConfigError, RetryableError, UnsupportedError
+from autocomp.errors import RetryableError, UnsupportedError
+from autocomp.executors._team import Member, Team, check_limits, timed_out
 
 SILENCE_S = 60.0
 """A worker that gives no pulse for so long is stopped or gone, and is replaced."""
@@ -29,16 +28,14 @@ NOBODY_S = 300.0
 """So long without a single worker, and the search ends (it goes on with the same command)."""
 
 
-@dataclass
-class _Worker:
-    """An actor, what is awaited from it, and what it is at."""
+@dataclass(kw_only=True, eq=False)
+class _Worker(Member):
+    """An actor, and what is awaited from it."""
 
     actor: Any
     opening: Any
     where: Whereabouts | None = None
-    job: Task | None = None
     outcome: Any = None
-    deadline: float | None = None
     pulse: Any = None
     pulse_asked: float = 0.0
 
@@ -47,7 +44,7 @@ class _Worker:
         return [r for r in (self.opening if self.where is None else None, self.outcome, self.pulse) if r is not None]
 
 
-class RayActors:
+class RayActors(Team[_Worker]):
     """``jobs`` workers on the connected cluster.
 
     Args:
@@ -71,29 +68,14 @@ class RayActors:
         nobody_s: float = NOBODY_S,
         leave: Callable[[], None] | None = None,
     ) -> None:
-        if jobs < 1:
-            raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
-        if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
-        self._factory, self._timeout_s = factory, timeout_s
+        check_limits(jobs, timeout_s)
+        super().__init__(timeout_s)
+        self._factory = factory
         self._silence_s, self._nobody_s, self._leave = silence_s, nobody_s, leave
         self._shared = ray().put(factory)
-        self._queue: deque[Task] = deque()
-        self._events: deque[Event] = deque()
         self._unready_deaths = 0
         self._last_seen = time.monotonic()
-        self._workers = [self._start() for _ in range(jobs)]
-
-    def slots(self) -> int:
-        """Workers without a job, queued jobs taken off."""
-        return max(0, sum(worker.job is None for worker in self._workers) - len(self._queue))
-
-    def submit(self, job: Task) -> None:
-        """Queue ``job`` for the next free worker."""
-        if self.slots() == 0:
-            raise RuntimeError("submit() while slots() is 0")
-        self._queue.append(job)
-        self._assign()
+        self._workers.extend(self._start() for _ in range(jobs))
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
         """The next job that is over; None after ``timeout_s``, or at once when there is no job.
@@ -105,7 +87,7 @@ class RayActors:
         """
         give_up = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._events:
-            if not self._queue and all(worker.job is None for worker in self._workers):
+            if self._idle():
                 return None
             self._assign()
             self._listen(give_up)
@@ -118,9 +100,7 @@ class RayActors:
     def close(self) -> None:
         """Kill the workers; jobs under way are dropped."""
         end({worker.actor: worker.where for worker in self._workers})
-        self._workers.clear()
-        self._queue.clear()
-        self._events.clear()
+        self._clear()
         if self._leave is not None:
             self._leave()
 
@@ -128,29 +108,28 @@ class RayActors:
 
     def _start(self) -> _Worker:
         actor = start(self._shared)
-        return _Worker(actor, actor.open.remote(Versions()))
+        return _Worker(actor=actor, opening=actor.open.remote(Versions()))
 
     def _replace(self, worker: _Worker) -> None:
         """Kill what is left of it (Ray's node does it by signal where the process answers no more) and start anew."""
         ray().kill(worker.actor)
-        self._workers[self._workers.index(worker)] = self._start()
+        self._exchange(worker)
 
     def _assign(self) -> None:
         for worker in self._workers:
             if not self._queue:
                 return
             if worker.where is not None and worker.job is None:
-                worker.job = self._queue.popleft()
-                worker.outcome = worker.actor.call.remote("__call__", (worker.job,))
-                worker.deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+                job = self._queue.popleft()
+                worker.outcome = worker.actor.call.remote("__call__", (job,))
+                self._begin(worker, job)
 
     # what is heard
 
     def _listen(self, give_up: float | None) -> None:
         """Wait for something to happen, at most until a limit or the next pulse is due."""
         now = time.monotonic()
-        limits = [w.deadline for w in self._workers if w.deadline is not None]
-        until = min([*limits, *([give_up] if give_up is not None else []), now + self._silence_s / 4])
+        until = min([*self._deadlines(), *([give_up] if give_up is not None else []), now + self._silence_s / 4])
         awaited = {ref: worker for worker in self._workers for ref in worker.awaited()}
         heard, _ = ray().wait(list(awaited), num_returns=1, timeout=max(0.0, until - now))
         if heard:  # and whatever else is there by now
@@ -176,20 +155,16 @@ class RayActors:
         if reference == worker.pulse:
             worker.pulse = None
         elif reference == worker.outcome:
-            self._end(worker, found)
+            worker.outcome = None
+            if isinstance(found, Told):  # the guarded work never raises: what its worker needs could not be fetched
+                self._lost(worker, found.message)
+            else:
+                self._end(worker, found)
         elif isinstance(found, Told):
             raise found.error("evaluation workers cannot start")
         else:
             worker.where = found
             self._unready_deaths = 0
-
-    def _end(self, worker: _Worker, outcome: Result | Told) -> None:
-        if isinstance(outcome, Told):  # the guarded evaluation never raises: what its worker needs could not be fetched
-            self._lost(worker, outcome.message)
-            return
-        if worker.job is not None:
-            self._events.append(Event(job=worker.job, outcome=outcome))
-        worker.job = worker.outcome = worker.deadline = None
 
     def _lost(self, worker: _Worker, how: str) -> None:
         """A worker is gone: its job goes to another one, or fails where it was started too often."""
@@ -197,11 +172,7 @@ class RayActors:
             self._unready_deaths += 1
             if self._unready_deaths >= ATTEMPTS * len(self._workers):
                 raise UnsupportedError(f"evaluation workers cannot start: they {how}")
-        elif worker.job is not None and worker.job.attempt < ATTEMPTS:
-            self._queue.appendleft(replace(worker.job, attempt=worker.job.attempt + 1))
-        elif worker.job is not None:
-            message = f"the worker {how}, {worker.job.attempt} times in a row"
-            self._end(worker, Failed(stage="worker", kind="died", message=message))
+        self._give_back(worker, how)
         self._replace(worker)
 
     # limits
@@ -220,12 +191,9 @@ class RayActors:
             )
 
     def _enforce_limits(self) -> None:
-        now = time.monotonic()
-        for worker in list(self._workers):
-            if worker.deadline is not None and now >= worker.deadline:
-                message = f"no outcome within {self._timeout_s:g} s; the worker was killed"
-                self._end(worker, Failed(stage="worker", kind="timeout", message=message))
-                self._replace(worker)
+        for worker in self._overdue():
+            self._end(worker, timed_out(self._timeout_s))
+            self._replace(worker)
 
 
 def _cause(error: Exception) -> str:

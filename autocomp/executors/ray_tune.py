@@ -17,17 +17,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions
 from autocomp.cluster.connection import connected, ray
-from autocomp.core.executor import ATTEMPTS, Evaluate, Event, Executor, Factory, Result, Task
-from autocomp.core.outcome import Failed
+from autocomp.core.executor import Evaluate, Event, Executor, Factory, Result, Task
 from autocomp.core.threads import limit_threads
 from autocomp.core.told import Told
 from autocomp.errors import AutocompError, ConfigError, UnsupportedError
+from autocomp.executors._team import again, check_limits, died, timed_out
 
 ray()
 from ray import tune  # noqa: E402  after the settings that make it quiet
@@ -124,13 +123,11 @@ class _Exchange(Searcher, Stopper):
             elif outcome is not None:
                 self.results.append(Event(job=job, outcome=outcome))
             elif late_note(self._late, job).exists():
-                message = f"no outcome within {self._timeout_s:g} s; the worker was killed"
-                self.results.append(Event(job=job, outcome=Failed(stage="worker", kind="timeout", message=message)))
-            elif job.attempt < ATTEMPTS:
-                self.waiting.appendleft(replace(job, attempt=job.attempt + 1))
+                self.results.append(Event(job=job, outcome=timed_out(self._timeout_s)))
+            elif (restarted := again(job)) is not None:
+                self.waiting.appendleft(restarted)
             else:
-                message = f"the worker died, {job.attempt} times in a row"
-                self.results.append(Event(job=job, outcome=Failed(stage="worker", kind="died", message=message)))
+                self.results.append(Event(job=job, outcome=died("died", job)))
             self.changed.notify_all()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -175,10 +172,7 @@ class RayTune:
         scratch: Path | None = None,
         leave: Callable[[], None] | None = None,
     ) -> None:
-        if jobs < 1:
-            raise ConfigError(f"jobs = {jobs}; allowed 1 and more")
-        if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"timeout of a job = {timeout_s} s; allowed above 0")
+        check_limits(jobs, timeout_s)
         self._jobs, self._leave = jobs, leave
         self._failure: Exception | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="autocomp-tune-", dir=scratch))

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from autocomp.core.executor import Event, Executor, Factory, Job
-from autocomp.core.outcome import Failed
+from autocomp.core.executor import Evaluate, Event, Executor, Factory, Job
+from autocomp.core.outcome import Completed, Failed
+from autocomp.errors import ConfigError, DataError, UnsupportedError
 from autocomp.search.job import Guarded
 from autocomp.testing.study_fakes import FakeFactory, fake_outcome, fake_space
 
@@ -99,3 +100,74 @@ class ExecutorContract(ABC):
         executor.submit(some_jobs(1)[0])
         executor.close()
         executor.close()
+
+
+def no_data() -> Evaluate:
+    """A factory that cannot make what it is there for."""
+    raise DataError("digits.npz: no images; give another --data")
+
+
+class WorkersContract(ExecutorContract):
+    """What executors with processes of their own must do besides: inherit and implement :meth:`make_workers`.
+
+    Attributes:
+        limit_s: seconds that the job that hangs is given.
+        death: what a death by SIGKILL is told with.
+    """
+
+    limit_s = 2.0
+    death = ""
+
+    @abstractmethod
+    def make_workers(self, factory: Factory, *, jobs: int = 2, timeout_s: float | None = None) -> Executor:
+        """The executor under test."""
+
+    def make(self, factory: Factory) -> Executor:
+        return self.make_workers(factory)
+
+    def test_deaths_cost_only_their_own_job(self) -> None:
+        """One job always dies, one only the first time, one hangs; the others do not notice."""
+        factory = Guarded(FakeFactory(accidents=((1, "die"), (2, "die-once"), (4, "hang"))))
+        executor = self.make_workers(factory, timeout_s=self.limit_s)
+        try:
+            events = {e.job.number: e for e in run_all(executor, some_jobs(8))}
+        finally:
+            executor.close()
+        assert sorted(events) == list(range(8))
+        died, hung = events[1].outcome, events[4].outcome
+        assert isinstance(died, Failed)
+        assert (died.stage, died.kind, events[1].job.attempt) == ("worker", "died", 3)
+        assert "3 times in a row" in died.message
+        assert self.death in died.message
+        assert isinstance(hung, Failed)
+        message = f"no outcome within {self.limit_s:g} s; the worker was killed"
+        assert (hung.stage, hung.kind, hung.message) == ("worker", "timeout", message)
+        assert isinstance(events[2].outcome, Completed)
+        assert events[2].job.attempt == 2
+        assert all(isinstance(events[n].outcome, Completed) for n in (0, 3, 5, 6, 7))
+
+    @pytest.mark.parametrize(
+        ("factory", "error", "message"),
+        [
+            (
+                FakeFactory(broken="no weights\nin here"),
+                UnsupportedError,
+                "cannot start: ValueError: no weights in here",
+            ),
+            (no_data, DataError, r"digits\.npz: no images"),
+        ],
+    )
+    def test_broken_factory_is_one_clear_error(self, factory: Factory, error: type[Exception], message: str) -> None:
+        executor = self.make_workers(Guarded(factory))
+        try:
+            executor.submit(some_jobs(1)[0])
+            with pytest.raises(error, match=message) as caught:
+                executor.next_event(_PATIENCE_S)
+            assert "\n" not in str(caught.value)
+        finally:
+            executor.close()
+
+    @pytest.mark.parametrize(("jobs", "timeout_s"), [(0, None), (1, 0.0)])
+    def test_bad_settings(self, jobs: int, timeout_s: float | None) -> None:
+        with pytest.raises(ConfigError, match="allowed"):
+            self.make_workers(FakeFactory(), jobs=jobs, timeout_s=timeout_s)

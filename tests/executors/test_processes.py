@@ -14,45 +14,24 @@ import psutil
 import pytest
 
 from autocomp.core.executor import Evaluate, Executor, Factory, Job
-from autocomp.core.outcome import Completed, Failed, Outcome
+from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.threads import cores
-from autocomp.errors import ConfigError, DataError, UnsupportedError
+from autocomp.errors import UnsupportedError
 from autocomp.executors import processes
 from autocomp.search.job import Guarded
-from autocomp.testing.executor_contract import ExecutorContract, run_all, some_jobs
+from autocomp.testing.executor_contract import WorkersContract, run_all, some_jobs
 from autocomp.testing.study_fakes import FakeFactory
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 
 
-class TestProcesses(ExecutorContract):
-    def make(self, factory: Factory) -> Executor:
-        return processes.make(factory, jobs=2)
+class TestProcesses(WorkersContract):
+    limit_s = 1.0
+    death = "SIGKILL"
 
-
-def test_deaths_cost_only_their_own_job() -> None:
-    """One job always dies, one only the first time, one hangs; the others do not notice."""
-    factory = Guarded(FakeFactory(accidents=((1, "die"), (2, "die-once"), (4, "hang"))))
-    executor = processes.make(factory, jobs=2, timeout_s=1.0)
-    try:
-        events = {e.job.number: e for e in run_all(executor, some_jobs(8))}
-    finally:
-        executor.close()
-    assert sorted(events) == list(range(8))
-    died, hung = events[1].outcome, events[4].outcome
-    assert isinstance(died, Failed)
-    assert (died.stage, died.kind, events[1].job.attempt) == ("worker", "died", 3)
-    assert "SIGKILL" in died.message
-    assert isinstance(hung, Failed)
-    assert (hung.stage, hung.kind, hung.message) == (
-        "worker",
-        "timeout",
-        "no outcome within 1 s; the worker was killed",
-    )
-    assert isinstance(events[2].outcome, Completed)
-    assert events[2].job.attempt == 2
-    assert all(isinstance(events[n].outcome, Completed) for n in (0, 3, 5, 6, 7))
+    def make_workers(self, factory: Factory, *, jobs: int = 2, timeout_s: float | None = None) -> Executor:
+        return processes.make(factory, jobs=jobs, timeout_s=timeout_s)
 
 
 def test_worker_killed_from_outside_mid_job(tmp_path: Path) -> None:
@@ -83,40 +62,8 @@ def test_close_leaves_no_process() -> None:
     assert [p for p in left if "spawn_main" in " ".join(p.cmdline())] == []
 
 
-@pytest.mark.parametrize(
-    ("factory", "error", "message"),
-    [
-        (FakeFactory(broken="no weights\nin here"), UnsupportedError, "ValueError: no weights in here"),
-        (FakeFactory(broken="DataError"), UnsupportedError, "cannot start"),
-    ],
-)
-def test_broken_factory_is_one_clear_error(factory: Factory, error: type[Exception], message: str) -> None:
-    executor = processes.make(Guarded(factory), jobs=2)
-    try:
-        executor.submit(some_jobs(1)[0])
-        with pytest.raises(error, match=message) as caught:
-            executor.next_event(DEADLINE_S)
-        assert "\n" not in str(caught.value)
-    finally:
-        executor.close()
-
-
-def _no_data() -> Evaluate:
-    raise DataError("digits.npz: no images; give another --data")
-
-
 def _exits() -> Evaluate:
     os._exit(7)
-
-
-def test_our_own_errors_keep_their_class() -> None:
-    executor = processes.make(Guarded(_no_data), jobs=1)
-    try:
-        executor.submit(some_jobs(1)[0])
-        with pytest.raises(DataError, match=r"digits\.npz: no images"):
-            executor.next_event(DEADLINE_S)
-    finally:
-        executor.close()
 
 
 def test_workers_that_never_start_are_given_up() -> None:
@@ -191,9 +138,3 @@ def test_workers_die_with_a_killed_parent(accident: str, tmp_path: Path) -> None
         parent.kill()
     _, alive = psutil.wait_procs(children, timeout=DEADLINE_S)
     assert alive == []
-
-
-@pytest.mark.parametrize(("jobs", "timeout_s"), [(0, None), (1, 0.0)])
-def test_bad_settings(jobs: int, timeout_s: float | None) -> None:
-    with pytest.raises(ConfigError, match="allowed"):
-        processes.make(FakeFactory(), jobs=jobs, timeout_s=timeout_s)

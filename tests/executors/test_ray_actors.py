@@ -12,11 +12,11 @@ import pytest
 
 from autocomp.cluster.connection import Cluster
 from autocomp.core.executor import Evaluate, Executor, Factory
-from autocomp.core.outcome import Completed, Failed
-from autocomp.errors import ConfigError, DataError, UnsupportedError
+from autocomp.core.outcome import Completed
+from autocomp.errors import UnsupportedError
 from autocomp.executors import ray_actors
 from autocomp.search.job import Guarded
-from autocomp.testing.executor_contract import ExecutorContract, run_all, some_jobs
+from autocomp.testing.executor_contract import WorkersContract, run_all, some_jobs
 from autocomp.testing.study_fakes import FakeFactory
 
 DEADLINE_S = 120.0
@@ -35,29 +35,9 @@ def _title(process: psutil.Process) -> str:
 
 
 @pytest.mark.usefixtures("cluster")
-class TestRayActors(ExecutorContract):
-    def make(self, factory: Factory) -> Executor:
-        return ray_actors.make(factory, jobs=2)
-
-
-def test_deaths_cost_only_their_own_job(cluster: Cluster) -> None:
-    """One job always dies, one only the first time, one hangs; the others do not notice."""
-    factory = Guarded(FakeFactory(accidents=((1, "die"), (2, "die-once"), (4, "hang"))))
-    executor = ray_actors.make(factory, jobs=2, timeout_s=2.0)
-    try:
-        events = {e.job.number: e for e in run_all(executor, some_jobs(8))}
-    finally:
-        executor.close()
-    assert sorted(events) == list(range(8))
-    died, hung = events[1].outcome, events[4].outcome
-    assert isinstance(died, Failed)
-    assert (died.stage, died.kind, events[1].job.attempt) == ("worker", "died", 3)
-    assert "3 times in a row" in died.message
-    assert isinstance(hung, Failed)
-    assert (hung.stage, hung.kind) == ("worker", "timeout")
-    assert isinstance(events[2].outcome, Completed)
-    assert events[2].job.attempt == 2
-    assert all(isinstance(events[n].outcome, Completed) for n in (0, 3, 5, 6, 7))
+class TestRayActors(WorkersContract):
+    def make_workers(self, factory: Factory, *, jobs: int = 2, timeout_s: float | None = None) -> Executor:
+        return ray_actors.make(factory, jobs=jobs, timeout_s=timeout_s)
 
 
 def test_frozen_worker_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
@@ -114,36 +94,16 @@ def test_close_ends_a_frozen_worker(cluster: Cluster, tmp_path: Path) -> None:
     assert not frozen.is_running()
 
 
-def _no_data() -> Evaluate:
-    raise DataError("digits.npz: no images; give another --data")
-
-
 def _exits() -> Evaluate:
     os._exit(7)
 
 
-@pytest.mark.parametrize(
-    ("factory", "error", "message"),
-    [
-        (Guarded(FakeFactory(broken="no weights\nin here")), UnsupportedError, "ValueError: no weights in here"),
-        (Guarded(_no_data), DataError, r"digits\.npz: no images"),
-        (Guarded(_exits), UnsupportedError, "cannot start"),
-    ],
-)
-def test_broken_factory_is_one_clear_error(
-    cluster: Cluster, factory: Factory, error: type[Exception], message: str
-) -> None:
-    executor = ray_actors.make(factory, jobs=1)
+def test_workers_that_never_start_are_given_up(cluster: Cluster) -> None:
+    executor = ray_actors.make(Guarded(_exits), jobs=1)
     try:
         executor.submit(some_jobs(1)[0])
-        with pytest.raises(error, match=message) as caught:
+        with pytest.raises(UnsupportedError, match="cannot start") as caught:
             executor.next_event(DEADLINE_S)
         assert "\n" not in str(caught.value)
     finally:
         executor.close()
-
-
-@pytest.mark.parametrize(("jobs", "timeout_s"), [(0, None), (1, 0.0)])
-def test_bad_settings(jobs: int, timeout_s: float | None) -> None:
-    with pytest.raises(ConfigError, match="allowed"):
-        ray_actors.RayActors(FakeFactory(), jobs=jobs, timeout_s=timeout_s)
