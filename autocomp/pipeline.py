@@ -1,4 +1,4 @@
-"""survey → plan → search → finish → pack → report: each stage takes what the one before returned."""
+"""survey → plan → search → finish → decide → pack → report: each stage takes what the one before returned."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from autocomp.report.live import SEARCH_STAGES
 from autocomp.stages import exporting, opening, verifying
 from autocomp.stages.clock import Clock
 from autocomp.stages.clustering import joined
+from autocomp.stages.deciding import decide
 from autocomp.stages.exploring import explore, open_study
-from autocomp.stages.recovering import recover
+from autocomp.stages.finishing import finish_best
 from autocomp.stages.surveying import survey_session
 from autocomp.stages.workers import hired
 from autocomp.stages.wrapping import wrap_up
@@ -54,8 +55,10 @@ def search(
                     evaluator = survey_session(session, progress, executor)
                 with clock("search"):
                     explored = explore(evaluator, executor, progress)
-            with clock("finish"):
-                answer = recover(evaluator, explored, progress)
+                with clock("finish"):
+                    finalists = finish_best(evaluator, explored, executor, progress)
+            with clock("finish"):  # the workers are gone: nothing else keeps this machine busy
+                answer = decide(evaluator, finalists, progress)
             return wrap_up(evaluator, explored, answer, clock, progress)
     finally:
         run.close()

@@ -58,8 +58,8 @@ def planned(arguments: argparse.Namespace, seed: int, work: Path) -> Iterator[tu
     from autocomp.core.settings import Settings
     from autocomp.planner.plan import solve
     from autocomp.planner.spacing import respaced
+    from autocomp.search.finishing import fitted, starting_point
     from autocomp.stages.opening import open_run
-    from autocomp.stages.recovering import fitted, starting_point
     from autocomp.stages.surveying import survey_session
 
     settings = Settings(

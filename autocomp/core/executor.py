@@ -6,7 +6,8 @@ result is handed in as a *factory*, which is picklable and called once in each w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +64,38 @@ class Priced:
     names: tuple[str, ...]
 
 
-Result = Outcome | Priced
-"""What a worker makes of a task: an outcome of a job, :class:`Priced` of a share, ``Failed`` of either."""
+@dataclass(frozen=True, kw_only=True)
+class Finishing(Task):
+    """The recovery of a candidate, into a file of its own.
+
+    Attributes:
+        candidate: what is recovered.
+        budget_bytes: what the file has to keep and to fill, or None.
+    """
+
+    candidate: Candidate
+    budget_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedFile:
+    """A recovered candidate.
+
+    Attributes:
+        path: of the file, which all processes of the run see.
+        file_bytes: its size.
+        kl, score: of the network in it, on the search split.
+    """
+
+    path: str
+    file_bytes: int
+    kl: float
+    score: float
+
+
+Result = Outcome | Priced | FinishedFile
+"""What a worker makes of a task: an outcome of a job, :class:`Priced` of a share, :class:`FinishedFile` of a
+finishing, ``Failed`` of any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +142,16 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop the workers; tasks under way are dropped and have no event."""
         ...
+
+
+def carried_out(executor: Executor, tasks: Iterable[Task]) -> Iterator[Event]:
+    """Have an idle ``executor`` do ``tasks``; their events, in the order in which they end."""
+    waiting, running = deque(tasks), 0
+    while waiting or running:
+        while waiting and executor.slots():
+            executor.submit(waiting.popleft())
+            running += 1
+        event = executor.next_event()
+        if event is not None:
+            running -= 1
+            yield event

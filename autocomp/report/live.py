@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-SEARCH_STAGES = ("survey", "baselines", "search", "finish", "report")
+SEARCH_STAGES = ("survey", "baselines", "search", "finish", "decide", "report")
 """The stages of ``autocomp search``, for the checklist."""
 
 PLAIN_EVERY_S = 5.0

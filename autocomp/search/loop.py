@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autocomp.core.executor import Executor, Job, Priced
+from autocomp.core.executor import Executor, Job
 from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.progress import Progress, Silent
 from autocomp.search.coordinator import Coordinator
@@ -69,7 +69,7 @@ def run_search(
             continue
         done, outcome = event.job, event.outcome
         assert isinstance(done, Job)
-        assert not isinstance(outcome, Priced)
+        assert isinstance(outcome, Outcome)
         if coordinator.tell(done.number, outcome):
             progress.advance(1, **facts(coordinator))
             if on_outcome is not None:

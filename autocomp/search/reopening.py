@@ -7,7 +7,7 @@ import platform
 import secrets
 from pathlib import Path
 
-from autocomp.core.executor import Job, Priced, Result, Share, Task
+from autocomp.core.executor import Finishing, Job, Priced, Result, Share, Task
 from autocomp.core.progress import Progress
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
 from autocomp.core.settings import Settings
@@ -15,6 +15,7 @@ from autocomp.core.workload import Workload
 from autocomp.errors import StorageError
 from autocomp.evaluators.bench import Bench
 from autocomp.search.evaluator import Evaluator
+from autocomp.search.finishing import finish
 from autocomp.search.session import Session, open_session
 from autocomp.search.shares import price_share
 from autocomp.survey.stored import load_survey
@@ -36,25 +37,32 @@ def reopened(
 
 
 class Worker:
-    """What a worker process does: shares of the survey at first, then evaluations.
+    """What a worker process does: shares of the survey at first, then evaluations, then finishing.
 
     Args:
         session: opened in this process.
+        evaluator: made when it is first needed, with the survey that is done by then, unless given.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, evaluator: Evaluator | None = None) -> None:
         self._session = session
-        self._evaluator: Evaluator | None = None
+        self._known = evaluator
 
     def __call__(self, task: Task) -> Result:
-        session = self._session
         if isinstance(task, Share):
-            price_share(session, task.names)
+            price_share(self._session, task.names)
             return Priced(names=task.names)
+        if isinstance(task, Finishing):
+            return finish(self._evaluator, task)
         assert isinstance(task, Job)
-        if self._evaluator is None:
-            self._evaluator = Evaluator(session, load_survey(session.network, session.space, session.run.cache))
         return self._evaluator(task)
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        session = self._session
+        if self._known is None:
+            self._known = Evaluator(session, load_survey(session.network, session.space, session.run.cache))
+        return self._known
 
 
 @dataclasses.dataclass(frozen=True)

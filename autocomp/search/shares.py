@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from autocomp.core.executor import Executor, Share
+from autocomp.core.executor import Executor, Share, carried_out
 from autocomp.core.outcome import Failed
 from autocomp.core.progress import Progress
 from autocomp.search.session import Session
@@ -43,16 +43,9 @@ def price_together(session: Session, executor: Executor, progress: Progress) -> 
     units = [name for name in names if name in session.space.units]
     structures = [name for name in names if name not in session.space.units]
     parts = shares(units, structures, workers)
-    waiting = [Share(number=i, attempt=1, names=part) for i, part in enumerate(parts)]
     progress.stage("survey", total=len(names))
-    left = len(waiting)
-    while left:
-        while waiting and executor.slots():
-            executor.submit(waiting.pop(0))
-        event = executor.next_event()
-        assert event is not None
+    for event in carried_out(executor, (Share(number=i, attempt=1, names=part) for i, part in enumerate(parts))):
         assert isinstance(event.job, Share)
-        left -= 1
         if isinstance(event.outcome, Failed):
             progress.note(f"pricing {event.job.names[0]} and others failed in a worker: {event.outcome.message}")
         progress.advance(len(event.job.names), unit=event.job.names[-1])

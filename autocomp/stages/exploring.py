@@ -21,6 +21,7 @@ from autocomp.search.evaluator import Evaluator
 from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
 from autocomp.search.records import CACHED
+from autocomp.search.reopening import Worker
 from autocomp.search.sampler import SamplerContext, make_sampler
 from autocomp.search.session import Session
 from autocomp.search.storage import StudyStorage, open_storage
@@ -140,7 +141,7 @@ def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress)
         )
         progress.stage("search", total=trials, done=coordinator.grant(limits.to_json(), trials))
         log = FailureLog(session.run, progress)
-        team = executor or inline.make(Guarded(lambda: evaluator))
+        team = executor or inline.make(Guarded(lambda: Worker(session, evaluator)))
         stats = run_search(coordinator, team, timeout_s=settings.timeout_s, progress=progress, on_outcome=log)
         records = [coordinator.records[n] for n in sorted(coordinator.records)]
     rows = []

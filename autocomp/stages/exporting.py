@@ -19,7 +19,7 @@ from autocomp.errors import ConfigError, UnsupportedError
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of
-from autocomp.stages.verifying import read_row
+from autocomp.stages.rows import read_row
 
 FORMATS = ("autocomp", "onnx", "safetensors", "tensorrt")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from autocomp.core.candidate import Candidate
+from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Completed, Measurement
 from autocomp.core.row import Row
+from autocomp.evaluators.artifact import read_compressed
 from autocomp.evaluators.statistics import median_ci, median_ratio
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.limits import Limits
@@ -73,3 +76,8 @@ def float32_row(evaluator: Evaluator, limits: Limits) -> Row:
         score_test=metric.compute(test.outputs, test.targets, test.outputs),
         score_test_ci95=metric.interval(test.outputs, test.targets, test.outputs) if metric.interval else None,
     )
+
+
+def read_row(row: Row) -> CompressedModel:
+    """The network in a row's file."""
+    return read_compressed(Path(row.file or ""), Candidate.from_json(row.recipe))

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocomp.coding.container import pack_artifact, read_artifact
-from autocomp.core.candidate import Candidate
-from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
-from autocomp.evaluators.artifact import read_compressed
 from autocomp.evaluators.bench import Bench
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.reopening import reopened
 from autocomp.stages.opening import settings_of
+from autocomp.stages.rows import read_row
 
 TIMING_SLACK = 1.25
 """Intervals of two latency ratios may lie this factor apart: caches and clocks differ between two runs."""
@@ -101,11 +99,6 @@ def _score_check(name: str, claimed: float, measured: float) -> Check:
         measured=f"{measured:.4f}",
         ok=abs(claimed - measured) <= 1e-3 * max(1.0, abs(claimed)) + 1e-6,
     )
-
-
-def read_row(row: Row) -> CompressedModel:
-    """The network in a row's file."""
-    return read_compressed(Path(row.file or ""), Candidate.from_json(row.recipe))
 
 
 def _row_checks(evaluator: Evaluator, row: Row) -> list[Check]:

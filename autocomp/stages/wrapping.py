@@ -21,9 +21,9 @@ from autocomp.errors import CorruptFileError
 from autocomp.report import write_report
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.clock import Clock
+from autocomp.stages.deciding import Answer
 from autocomp.stages.exploring import Explored
 from autocomp.stages.exporting import write_plan
-from autocomp.stages.recovering import Answer
 from autocomp.stages.summarising import (
     built_layers,
     faster_note,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from autocomp.core.row import Row
 from autocomp.core.workload import Metric
 from autocomp.stages.exporting import knee
+from autocomp.stages.finishing import choose_finalists
 from autocomp.stages.limits import Limits, unreachable_budget
-from autocomp.stages.recovering import choose_finalists
 from autocomp.stages.summarising import front_of
 
 ACCURACY = Metric(name="accuracy", direction="maximize", unit="fraction", compute=lambda *_: 0.0)

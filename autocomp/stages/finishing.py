@@ -1,0 +1,125 @@
+"""The best few candidates recovered, by the run's workers where it has any."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from autocomp.core.candidate import Candidate
+from autocomp.core.executor import Executor, FinishedFile, Finishing, carried_out
+from autocomp.core.outcome import Completed, Failed
+from autocomp.core.progress import Progress
+from autocomp.core.row import Row
+from autocomp.executors import inline
+from autocomp.planner.spacing import respaced
+from autocomp.search.evaluator import Evaluator
+from autocomp.search.job import Guarded
+from autocomp.search.reopening import Worker
+from autocomp.stages.exploring import Explored
+from autocomp.stages.limits import Limits
+from autocomp.stages.refilling import with_files
+from autocomp.stages.rows import make_row
+
+NEGLIGIBLE_KL = 1e-5
+"""Rows this close to the float32 network, in nats, have nothing to recover: their class probabilities are off by at
+most 0.0022 in total variation (Pinsker's inequality)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finalists:
+    """What the finish stage leaves to be decided.
+
+    Attributes:
+        explored: with the finished rows among its rows.
+        rows: what the answer is chosen from, each in its better form; all have files.
+    """
+
+    explored: Explored
+    rows: tuple[Row, ...]
+
+
+def choose_finalists(rows: Sequence[Row], limits: Limits, count: int) -> list[Row]:
+    """The feasible rows that finishing may turn into the answer, best first."""
+    return sorted((r for r in rows if r.feasible), key=limits.rank)[:count]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A row, and the candidate whose recovery may replace it or stand beside it.
+
+    Attributes:
+        row: what is recovered.
+        candidate: the row's, or with other step sizes.
+        respaced: whether its steps are others.
+    """
+
+    row: Row
+    candidate: Candidate
+    respaced: bool = False
+
+
+def attempts(evaluator: Evaluator, chosen: Sequence[Row], limits: Limits, count: int) -> list[Attempt]:
+    """At most ``count``: with a budget the best row with step sizes meant for the finished network; then rows."""
+    if evaluator.session.settings.finish == "none":
+        return []
+    own = [Attempt(row=row, candidate=Candidate.from_json(row.recipe)) for row in chosen]
+    spaced = []
+    if own and limits.file_bytes is not None:
+        candidate = respaced(evaluator.survey.prices, own[0].candidate, limits.file_bytes)
+        spaced = [Attempt(row=own[0].row, candidate=candidate, respaced=True)] if candidate is not None else []
+    few = [*spaced, *own][: max(count, len(spaced) + 1)]
+    return [attempt for attempt in few if attempt.row.kl_search >= NEGLIGIBLE_KL]
+
+
+def finish_best(evaluator: Evaluator, explored: Explored, executor: Executor | None, progress: Progress) -> Finalists:
+    """Finish the best few. A row stays as it is where finishing gains nothing, breaks a limit or fails.
+
+    Args:
+        evaluator: of this process.
+        explored: what the search found.
+        executor: of the run; None: this process does it.
+        progress: one step an attempt.
+    """
+    limits, count = explored.limits, evaluator.session.settings.spend.finalists
+    explored = with_files(evaluator, explored, choose_finalists(explored.rows, limits, count), progress)
+    chosen = choose_finalists(explored.rows, limits, count)
+    tried = attempts(evaluator, chosen, limits, count)
+    team = executor or inline.make(Guarded(lambda: Worker(evaluator.session, evaluator)))
+    jobs = [
+        Finishing(number=i, attempt=1, candidate=a.candidate, budget_bytes=limits.file_bytes)
+        for i, a in enumerate(tried)
+    ]
+    progress.stage("finish", total=max(1, len(jobs)))
+    finished: list[Row] = []
+    finalists = {row.name: row for row in chosen}
+    for event in carried_out(team, jobs):
+        attempt = tried[event.job.number]
+        if isinstance(event.outcome, FinishedFile):
+            row = finished_row(attempt, event.outcome, limits, evaluator.session.settings.finish)
+            if row.feasible and (attempt.respaced or limits.rank(row) <= limits.rank(attempt.row)):
+                finished.append(row)
+                finalists[row.name if attempt.respaced else attempt.row.name] = row
+        elif isinstance(event.outcome, Failed):
+            progress.note(f"{attempt.row.name} stays as it was: finishing it failed: {event.outcome.message}")
+        progress.advance()
+    best = sorted(finalists.values(), key=limits.rank)[: max(count, len(tried))]
+    rows = {(r.trial, r.name): r for r in (*explored.rows, *finished)}
+    return Finalists(explored=dataclasses.replace(explored, rows=tuple(rows.values())), rows=tuple(best))
+
+
+def finished_row(attempt: Attempt, made: FinishedFile, limits: Limits, method: str) -> Row:
+    """The row of a recovered network. Structure and precisions are the old row's, and so are engine and latency."""
+    row = attempt.row
+    done = Completed(file_bytes=made.file_bytes, kl=made.kl, score=made.score)
+    name = f"trial {row.trial} {'respaced' if attempt.respaced else 'finished'}"
+    found = make_row(name, attempt.candidate, done, limits, trial=row.trial, file=made.path)
+    found = dataclasses.replace(
+        found,
+        latency_ms=row.latency_ms,
+        latency_ms_ci95=row.latency_ms_ci95,
+        latency_ratio=row.latency_ratio,
+        latency_source=row.latency_source,
+        engine_bytes=row.engine_bytes,
+        techniques=(*found.techniques, f"finish_{method}"),
+    )
+    return dataclasses.replace(found, feasible=limits.feasible(found))
