@@ -42,9 +42,9 @@ def again(job: Task) -> Task | None:
     return replace(job, attempt=job.attempt + 1) if job.attempt < ATTEMPTS else None
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Member:
-    """A worker: the task it is at, and until when it may take."""
+    """A worker: the task it is at, and until when it may take. Two that are at the same are still two."""
 
     job: Task | None = None
     deadline: float | None = None
@@ -122,7 +122,7 @@ class Team(ABC, Generic[M]):
 
     def _exchange(self, worker: M) -> None:
         """A new worker in the place of one that is gone."""
-        self._workers[next(i for i, w in enumerate(self._workers) if w is worker)] = self._start()
+        self._workers[self._workers.index(worker)] = self._start()
 
     def _clear(self) -> None:
         """Forget workers, tasks and events."""
