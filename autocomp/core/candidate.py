@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from autocomp.core.steps import FLOAT, Choice
+
+_quoted = cache(json.dumps)
+"""Names of units, over and over."""
 
 
 class Candidate(Mapping[str, Choice]):
@@ -45,7 +48,7 @@ class Candidate(Mapping[str, Choice]):
     @cached_property
     def id(self) -> str:
         """First 16 hex digits of SHA-256 of the canonical JSON."""
-        text = "{" + ",".join(f"{json.dumps(u)}:{c.key()}" for u, c in self._choices.items()) + "}"
+        text = "{" + ",".join(f"{_quoted(u)}:{c.key()}" for u, c in self._choices.items()) + "}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def replace(self, changes: Mapping[str, Choice]) -> Candidate:

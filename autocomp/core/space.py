@@ -118,6 +118,9 @@ class SearchSpace:
 
     def _indices(self, unit: Unit, choice: Choice) -> dict[str, int]:
         found = {}
+        strange = {step.axis for step in choice.steps} - set(unit.axes)
+        if strange:
+            raise ValueError(f"{unit.name}: space {self.name} has no {min(strange)}")
         for axis, options in unit.axes.items():
             option = choice.get(axis)
             if option not in options:
@@ -145,6 +148,7 @@ class SearchSpace:
         if not isinstance(candidate, Candidate) or not set(candidate) <= set(self.units):
             return False
         try:
-            return self.decode(self.encode(candidate)) == candidate
+            self.encode(candidate)
         except ValueError:
             return False
+        return self.rules is None or self.rules.reason(candidate) is None

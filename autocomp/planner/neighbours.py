@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from autocomp.core.candidate import Candidate
 from autocomp.core.prices import PriceTable
 from autocomp.core.space import SearchSpace
-from autocomp.core.steps import FLOAT
+from autocomp.core.steps import Choice
 from autocomp.planner.quadratic import Exchanges, IntArray, Surrogate, exchanges, surrogate
 
 REACH = 3
@@ -45,17 +45,19 @@ def propose(
     Returns:
         A candidate, or None where every exchange was tried or none fits.
     """
+    place = int(rng.geometric(GREED)) - 1
+    enough = SHORTLIST if residual is not None else min(SHORTLIST, place + 1)  # they come best first
     shortlist: list[tuple[float, Candidate]] = []
     for candidate, predicted in neighbours(prices, space, base, budget_bytes=budget_bytes):
         if candidate.id in tried:
             continue
         shortlist.append((predicted + (residual(candidate) if residual else 0.0), candidate))
-        if len(shortlist) == SHORTLIST:
+        if len(shortlist) == enough:
             break
     if not shortlist:
         return None
     shortlist.sort(key=lambda pair: (pair[0], pair[1].id))
-    return shortlist[min(int(rng.geometric(GREED)) - 1, len(shortlist) - 1)][1]
+    return shortlist[min(place, len(shortlist) - 1)][1]
 
 
 def neighbours(
@@ -81,7 +83,8 @@ def neighbours(
         for item in move.items:
             changed[table.owner[item]] = item
         candidate = table.candidate(changed)
-        if candidate != base and candidate in space and _runs(candidate, base):
+        units = {table.variables[table.owner[item]][0] for item in move.items}
+        if all(_runs(candidate[u], base[u]) for u in units) and candidate != base and candidate in space:
             yield candidate, loss + move.loss
 
 
@@ -108,10 +111,6 @@ def _ranked(around: Exchanges, room: int) -> Iterator[tuple[int, int]]:
         count = min(feasible, 8 * SHORTLIST)
 
 
-def _runs(candidate: Candidate, base: Candidate) -> bool:
-    """Whether every unit changed to 8-bit execution, or to other weights under it, has weights that fit."""
-    return all(
-        choice.precision is None or choice.precision in choice.kernels or choice == base[unit]
-        for unit, choice in candidate.items()
-        if choice != FLOAT
-    )
+def _runs(choice: Choice, before: Choice) -> bool:
+    """Whether a unit changed to 8-bit execution, or to other weights under it, has weights that fit."""
+    return choice.precision is None or choice.precision in choice.kernels or choice == before
