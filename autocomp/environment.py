@@ -240,3 +240,14 @@ def _check_cache() -> dict[str, str]:
     ok = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     detail = str(folder) if ok else f"{folder}: {existing} cannot be written"
     return _row("cache folder", ok, detail, "set AUTOCOMP_CACHE to a folder you can write")
+
+
+def not_installed(*modules: str, remedy: str | None = None) -> str | None:
+    """One line naming the modules that are missing and what installs them; None where all are here.
+
+    Args:
+        modules: top-level names.
+        remedy: the command; default: pip install of what is missing.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed; {remedy or 'pip install ' + ' '.join(missing)}" if missing else None

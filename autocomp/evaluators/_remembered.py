@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autocomp.core.outcome import Measurement
 from autocomp.core.run_folder import storage_errors, write_atomic
 
 
@@ -31,3 +32,22 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace the object in ``path``; ``StorageError`` where the folder cannot be written."""
     with storage_errors(path):
         write_atomic(path, json.dumps(data, indent=1).encode())
+
+
+def recall(path: Path) -> tuple[Measurement, int | None] | None:
+    """What :func:`remember` wrote: a latency and the engine's bytes; None where there is nothing of that kind."""
+    entry = read_json(path) or {}
+    try:
+        size = entry["engine_bytes"]
+        return Measurement.from_json(entry["measurement"]), None if size is None else int(size)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def remember(
+    path: Path, key: str, measurement: Measurement, engine_bytes: int | None
+) -> tuple[Measurement, int | None]:
+    """Write a latency under the key it was found for; returns what :func:`recall` will."""
+    plain = measurement.to_json()
+    write_json(path, {"key": key, "measurement": plain, "engine_bytes": engine_bytes})
+    return Measurement.from_json(plain), engine_bytes

@@ -1,15 +1,12 @@
 """Latency, measured: candidate and float32 reference in pairs, raw samples and conditions kept.
 
-What is reported is the median of the raw samples (:meth:`Measurement.median_s`) with
-:func:`latency_ci95`. A machine that others use is slower at one moment than at another, so for
-*ranking* measurements of different moments there is :func:`normalised_s`: the median of the ratios
-to the reference, which ran in the same moments, times one common reference latency.
+What is reported is the median of the raw samples (:meth:`Measurement.median_s`). A machine that others use is slower
+at one moment than at another, so what is compared is the ratio to the reference, which ran in the same moments.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +16,9 @@ import autocomp
 from autocomp.core.hardware import Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.stage import Stage
-from autocomp.evaluators._remembered import entry_path, read_json, write_json
+from autocomp.evaluators._remembered import entry_path, read_json, recall, remember, write_json
 from autocomp.evaluators._timing import TimingRecipe
 from autocomp.evaluators.bench import Bench, LocalBench, throttled
-from autocomp.evaluators.statistics import median_ci, ratio_ci
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,13 +70,9 @@ class LatencyMeter:
 
     def lookup(
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
-    ) -> tuple[Measurement, int] | None:
+    ) -> tuple[Measurement, int | None] | None:
         """The remembered measurement and engine size, or None. Arguments as for :meth:`measure`."""
-        entry = read_json(self._path("measurement", key, example, reference_key)) or {}
-        try:
-            return Measurement.from_json(entry["measurement"]), int(entry["engine_bytes"])
-        except (KeyError, TypeError, ValueError):
-            return None
+        return recall(self._path("measurement", key, example, reference_key))
 
     def measure(
         self,
@@ -91,7 +83,7 @@ class LatencyMeter:
         *,
         reference_key: str = "float32",
         fresh: bool = False,
-    ) -> tuple[Measurement, int]:
+    ) -> tuple[Measurement, int | None]:
         """Latency of one inference on ``example``, and the size of the engine.
 
         Args:
@@ -122,10 +114,8 @@ class LatencyMeter:
                 if known is not None:
                     return known
             measurement = self._time(plan, beside, example, self._path("reference", "", example, reference_key))
-            plain = measurement.to_json()
             path = self._path("measurement", key, example, reference_key)
-            write_json(path, {"key": key, "measurement": plain, "engine_bytes": plan.engine_bytes})
-            return Measurement.from_json(plain), plan.engine_bytes
+            return remember(path, key, measurement, plan.engine_bytes)
 
     def build(self, model: bytes, example: np.ndarray) -> Plan:
         """Compile here where the compiler is here, else where the device is."""
@@ -186,32 +176,6 @@ class LatencyMeter:
             "recipe": dataclasses.asdict(self.recipe),
         }
         return entry_path(self.cache_dir, kind, identity)
-
-
-def latency_ci95(measurement: Measurement, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the median latency, seconds."""
-    return median_ci(measurement.samples_s, seed)
-
-
-def ratio_to_reference(measurement: Measurement, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Latency as a multiple of the reference's, from neighbouring samples: (ratio, 95 % interval)."""
-    return ratio_ci(measurement.samples_s, measurement.reference_s, seed)
-
-
-def normalised_s(measurement: Measurement, reference_s: float) -> float:
-    """Latency as it would be where the reference takes ``reference_s``; seconds, for ranking.
-
-    Not what is reported as measured: that is ``measurement.median_s()``. Without reference samples
-    it is the same as that.
-
-    Args:
-        measurement: with the reference's samples beside its own.
-        reference_s: the run's reference latency, seconds: one number for all that are compared.
-    """
-    if not measurement.reference_s:
-        return measurement.median_s()
-    pairs = zip(measurement.samples_s, measurement.reference_s, strict=True)
-    return statistics.median(a / b for a, b in pairs) * reference_s
 
 
 def disturbance_notes(measurement: Measurement | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from autocomp.core.hardware import Plan, Target
 from autocomp.core.outcome import Measurement
 from autocomp.core.stage import Stage
 from autocomp.errors import UnsupportedError
-from autocomp.evaluators._remembered import entry_path, read_json, write_json
+from autocomp.evaluators._remembered import entry_path, recall, remember
 from autocomp.profiling.model import Prediction, latency_model
 from autocomp.profiling.operations import Operation, operations
 
@@ -61,12 +61,7 @@ class LatencyPredictor:
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
     ) -> tuple[Measurement, int | None] | None:
         """The remembered prediction and engine size, or None. Arguments as for :meth:`measure`."""
-        entry = read_json(self._path(key, example, reference_key)) or {}
-        try:
-            size = entry["engine_bytes"]
-            return Measurement.from_json(entry["measurement"]), None if size is None else int(size)
-        except (KeyError, TypeError, ValueError):
-            return None
+        return recall(self._path(key, example, reference_key))
 
     def measure(
         self,
@@ -117,10 +112,7 @@ class LatencyPredictor:
             conditions=self._conditions(plan, found, example),
         )
         size = None if plan is None else plan.engine_bytes
-        plain = measurement.to_json()
-        path = self._path(key, example, reference_key)
-        write_json(path, {"key": key, "measurement": plain, "engine_bytes": size})
-        return measurement, size
+        return remember(self._path(key, example, reference_key), key, measurement, size)
 
     def _build(self, model: bytes, example: np.ndarray) -> Plan | None:
         if self.target.cannot_build() is not None:

@@ -6,7 +6,6 @@ did is read back from the optimised graph, never assumed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
+from autocomp.environment import not_installed
 from autocomp.errors import UnsupportedError
 from autocomp.runtimes import _cpu
 
@@ -113,8 +113,7 @@ class OnnxRuntime:
 
     def missing(self) -> str | None:
         """None when ONNX Runtime is installed."""
-        wanted = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
-        return f"{' and '.join(wanted)} not installed; pip install {' '.join(wanted)}" if wanted else None
+        return not_installed("onnxruntime", "onnx")
 
     def no_device(self, profile: HardwareProfile) -> str | None:
         """None where this CPU is the profile's device, or the profile names none."""

@@ -7,13 +7,13 @@ Source: OpenVINO documentation, "Low Precision Transformations" and "CPU Device"
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from autocomp.core.hardware import Engine, HardwareProfile, Plan
+from autocomp.environment import not_installed
 from autocomp.errors import UnsupportedError
 from autocomp.runtimes import _cpu
 
@@ -100,8 +100,7 @@ class OpenVino:
 
     def missing(self) -> str | None:
         """None when OpenVINO is installed."""
-        wanted = [name for name in ("openvino", "onnx") if importlib.util.find_spec(name) is None]
-        return f'{" and ".join(wanted)} not installed; pip install "autocomp[openvino]"' if wanted else None
+        return not_installed("openvino", "onnx", remedy='pip install "autocomp[openvino]"')
 
     def no_device(self, profile: HardwareProfile) -> str | None:
         """None where this CPU is the profile's device, or the profile names none."""

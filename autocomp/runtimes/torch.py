@@ -6,7 +6,6 @@ simulated, no layer runs on 8 bits.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import time
@@ -130,8 +129,7 @@ class Torch:
 
     def missing(self) -> str | None:
         """None when torch and onnx are installed."""
-        wanted = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
-        return f"{' and '.join(wanted)} not installed; pip install {' '.join(wanted)}" if wanted else None
+        return environment.not_installed("torch", "onnx")
 
     def no_device(self, profile: HardwareProfile) -> str | None:
         """None where torch sees the profile's device and has a compiler for its mode."""
