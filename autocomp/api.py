@@ -107,7 +107,9 @@ def search(
         fresh: start over in a folder that holds an earlier run.
         **options: as the command line, with underscores: ``max_latency="2ms"``, ``max_drop="1%"``, ``target``,
             ``space``, ``preset``, ``trials``, ``timeout``, ``sampler``, ``jobs``, ``finish``, ``metric``, ``seed``,
-            ``out``, ``batch_size``, ``weights``, ``image_size``, ``normalize``, ``storage``.
+            ``out``, ``batch_size``, ``weights``, ``image_size``, ``normalize``, ``storage``, ``max_engine_size``,
+            ``cache``, ``cluster``, ``resources``, ``executor``. For your own network ``out`` is
+            ``runs/<class>-<budget>-s<seed>``: name one for each target.
 
     Returns:
         The result; ``result.best`` is the answer, ``result.pareto`` the front.

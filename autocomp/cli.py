@@ -198,7 +198,7 @@ def watch(
 
 @app.command()
 def report(run: Run, json: Json = False, verbose: Verbose = False) -> int:
-    """Rebuild report.html, pareto.csv, pareto.json and pareto.png of a run."""
+    """Rebuild report.html, pareto.csv, pareto.json, pareto.png and trials.csv of a run."""
     with terminal.guarded(run, verbose=verbose):
         from autocomp import pipeline
 

@@ -16,7 +16,7 @@ from autocomp.stages import exporting, opening, verifying
 from autocomp.stages.clock import Clock
 from autocomp.stages.clustering import joined
 from autocomp.stages.deciding import decide
-from autocomp.stages.exploring import explore, open_study
+from autocomp.stages.exploring import explore, prepare_study
 from autocomp.stages.finishing import finish_best
 from autocomp.stages.surveying import survey_session
 from autocomp.stages.workers import hired
@@ -49,7 +49,8 @@ def search(
             with clock("load"):
                 session = opening.open_run(settings, run, workload, progress, bench)
                 opening.check_reachable(session)
-                open_study(session, progress).close()  # what is wrong with it is said now, not after the survey
+                prepare_study(session, progress)
+                run.forget_summary()
             with hired(session, workload) as executor:
                 with clock("survey"):
                     evaluator = survey_session(session, progress, executor)
@@ -71,9 +72,10 @@ def survey(settings: Settings, progress: Progress | None = None) -> list[dict[st
     progress = progress or Silent()
     run = RunFolder(settings.out).open(settings, say=progress.note)
     try:
-        with logged(run, settings, progress, ("survey",)) as progress:
-            session = opening.open_run(settings, run, None, progress)
-            return sensitivity_table(survey_session(session, progress).survey)
+        with logged(run, settings, progress, ("survey",)) as progress, joined(settings, progress) as bench:
+            session = opening.open_run(settings, run, None, progress, bench)
+            with hired(session, None) as executor:
+                return sensitivity_table(survey_session(session, progress, executor).survey)
     finally:
         run.close()
 
@@ -87,7 +89,7 @@ def report(run: str | Path) -> list[Path]:
 
 
 def export(run: str | Path, pick: str = "best", file_format: str = "autocomp", out: Path | None = None) -> Path:
-    """Write the best, the knee or a trial of a run as autocomp, onnx or safetensors."""
+    """Write the best, the knee or a trial of a run as autocomp, onnx, safetensors or tensorrt."""
     folder = RunFolder.existing(Path(run))
     return exporting.export_row(folder, opening.summary_of(folder), pick, file_format, out)
 

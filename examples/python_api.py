@@ -32,7 +32,7 @@ def main() -> None:
         accuracy = (small(inputs).argmax(1) == targets).float().mean().item()
     print(f"test accuracy {accuracy:.4f}; same answer as float32 on {100 * agree:.1f} % of the images")
 
-    # Every claim of a file or of a run can be checked again.
+    # A file can be checked by itself: checksums, the same bytes when packed again, finite tensors.
     for check in autocomp.verify(path):
         print(f"{'holds' if check.ok else 'DOES NOT HOLD'}: {check.name} ({check.measured})")
 

@@ -61,7 +61,7 @@ class RunSummary:
         evaluations, cache_hits: counts.
         engine_builds: evaluations that needed an engine of their own; the others differ in weights or steps only.
         failures: count by "stage/kind".
-        seconds: wall seconds by stage.
+        seconds: wall seconds by stage: load, survey, search (with baselines), finish (with decide), pack.
         versions: package → version.
         settings: resolved settings as JSON.
         environment: machine, devices, commit, ...

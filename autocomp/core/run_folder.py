@@ -147,6 +147,20 @@ class RunFolder:
             else:
                 item.unlink()
 
+    def forget_summary(self) -> None:
+        """What an earlier search with other settings said is gone: its files are about to be replaced."""
+        with storage_errors(self.path):
+            self.summary.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Refuse to go on where another process has taken over the folder, which took this one for dead.
+
+        Raises:
+            StorageError: as said.
+        """
+        if self._owner is not None:
+            self._owner.check()
+
     def driver(self) -> Holder | None:
         """Who is driving this run now, on any machine that sees this folder."""
         return holder(self._lock)

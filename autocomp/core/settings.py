@@ -61,7 +61,7 @@ class Settings:
         cluster: Ray address or "auto", or None.
         resources: what a node of the cluster must offer to be measured on ("GPU", own labels); empty: this machine.
         executor: name of the executor, or None: by ``jobs`` and ``cluster``.
-        finish: "none", "ptq" or "qat".
+        finish: "none" or "ptq".
         seed: everything random derives from it.
         out: the run folder.
         cache: folder of prices, coded tensors and measurements that runs may share, or None for the run's own.

@@ -121,7 +121,7 @@ class Processes(Team[_Worker]):
     def _listen(self, worker: _Worker) -> None:
         try:
             message = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter where it was killed in the middle of a message
             self._replace_dead(worker)
             return
         match message:
@@ -153,8 +153,8 @@ class Processes(Team[_Worker]):
         self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
-        self._bury(worker)
         self._exchange(worker)
+        self._bury(worker)
 
     @staticmethod
     def _bury(worker: _Worker) -> None:

@@ -46,7 +46,7 @@ from autocomp.search.storage import StudyStorage
 
 _REPEATS = 16
 """So many repeated candidates in a row, and the sampler counts as exhausted."""
-_IDENTITY, _SAMPLER_STATE, _GRANTED = "identity", "sampler_state", "granted"
+_IDENTITY, _SAMPLER_STATE, GRANTED = "identity", "sampler_state", "granted"
 
 
 class Coordinator:
@@ -153,10 +153,10 @@ class Coordinator:
         """
         with self._storage.writing():
             wanted = json.loads(json.dumps(limits))
-            known = self._study.user_attrs.get(_GRANTED)
+            known = self._study.user_attrs.get(GRANTED)
             if known is None or known["limits"] != wanted:
                 known = {"limits": wanted, "started_at": self.evaluations}
-                self._study.set_user_attr(_GRANTED, known)
+                self._study.set_user_attr(GRANTED, known)
         self.budget_trials = int(known["started_at"]) + trials
         return max(0, self.evaluations - int(known["started_at"]))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import autocomp
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.executor import FinishedFile, Finishing
@@ -44,26 +46,35 @@ def finish(evaluator: Evaluator, job: Finishing) -> FinishedFile:
     session, run = evaluator.session, evaluator.session.run
     path = run.candidates / f"{job.candidate.id}-finished.autocomp"
     record = run.cache / "finished" / f"{path.stem}.json"
-    asked = {"method": session.settings.finish, "budget_bytes": job.budget_bytes}
-    known = _known(record, asked)
+    asked = {
+        "autocomp": autocomp.__version__,
+        "method": session.settings.finish,
+        "budget_bytes": job.budget_bytes,
+        "placement": repr(session.target.profile.placement),
+    }
+    known = _known(record, asked, path)
     if known is not None:
         return known
-    _, file_bytes = fitted(evaluator, starting_point(evaluator, job.candidate), path, job.budget_bytes)
-    quality = evaluator.quality(read_compressed(path, job.candidate))
-    made = FinishedFile(path=str(path), file_bytes=file_bytes, kl=quality.loss, score=quality.score)
+    draft = record.with_suffix(f".{os.getpid()}.draft")  # the file of an earlier answer stays whole until then
+    _, file_bytes = fitted(evaluator, starting_point(evaluator, job.candidate), draft, job.budget_bytes)
+    quality = evaluator.quality(read_compressed(draft, job.candidate))
+    found = FinishedFile(path=str(path), file_bytes=file_bytes, kl=quality.loss, score=quality.score)
     with storage_errors(record):
-        write_atomic(record, json.dumps({"asked": asked, "made": dataclasses.asdict(made)}).encode())
-    return made
+        record.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        os.replace(draft, path)
+        write_atomic(record, json.dumps({"asked": asked, "found": dataclasses.asdict(found)}).encode())
+    return found
 
 
-def _known(record: Path, asked: dict[str, Any]) -> FinishedFile | None:
-    """What ``record`` says of a file that is still there, where the same was asked for."""
-    if not record.is_file():
+def _known(record: Path, asked: dict[str, Any], path: Path) -> FinishedFile | None:
+    """What ``record`` says of the file at ``path``, where it is there and the same was asked for."""
+    try:
+        data = json.loads(record.read_text())
+        found = FinishedFile(**{**data["found"], "path": str(path)})  # the folder may have been moved or copied
+        return found if data["asked"] == asked and path.stat().st_size == found.file_bytes else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    data = json.loads(record.read_text())
-    made = FinishedFile(**data["made"])
-    there = Path(made.path).is_file() and Path(made.path).stat().st_size == made.file_bytes
-    return made if there and data["asked"] == asked else None
 
 
 def matching(factor: float, file_bytes: int, budget: int, weights: int) -> float:

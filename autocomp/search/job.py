@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autocomp.core.executor import Evaluate, Factory, Result, Task
 from autocomp.core.outcome import Failed
 from autocomp.core.stage import STAGE
+from autocomp.errors import StorageError
 
 _TRACEBACK_CHARACTERS = 8000
 
@@ -23,6 +24,16 @@ def run_job(evaluate: Evaluate, job: Task) -> Result:
         return evaluate(job)
     except Exception as error:  # noqa: BLE001 - the one place: a failed candidate must not end the search
         return failure(error)
+
+
+def raise_storage_fault(outcome: Result) -> None:
+    """A full or broken disk is no candidate's failure: the search ends, and the same command tries the job again.
+
+    Raises:
+        StorageError: that a worker met.
+    """
+    if isinstance(outcome, Failed) and outcome.kind == StorageError.__name__:
+        raise StorageError(outcome.message)
 
 
 def failure(error: Exception) -> Failed:

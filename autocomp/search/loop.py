@@ -11,6 +11,7 @@ from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.progress import Progress, Silent
 from autocomp.search.coordinator import Coordinator
 from autocomp.search.front import pareto_mask
+from autocomp.search.job import raise_storage_fault
 from autocomp.search.records import Record
 
 
@@ -43,6 +44,7 @@ def run_search(
 ) -> SearchStats:
     """Evaluate until the budget is spent, the sampler is exhausted or ``timeout_s`` has passed.
 
+    A full or broken disk ends the search (``StorageError``); the jobs that met it are started again as well.
     After the timeout no job is started; those under way are waited for. Ctrl-C goes up at once:
     jobs under way have no outcome and are started again by the next run of the same study.
 
@@ -70,6 +72,7 @@ def run_search(
         done, outcome = event.job, event.outcome
         assert isinstance(done, Job)
         assert isinstance(outcome, Outcome)
+        raise_storage_fault(outcome)
         if coordinator.tell(done.number, outcome):
             progress.advance(1, **facts(coordinator))
             if on_outcome is not None:

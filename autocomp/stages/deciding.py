@@ -9,7 +9,7 @@ from autocomp.core.compressed import CompressedModel
 from autocomp.core.outcome import Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
-from autocomp.evaluators.latency import LatencyMeter
+from autocomp.evaluators.latency import LatencyMeter, disturbance_notes
 from autocomp.evaluators.quality import judge, run_engine, run_split
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
@@ -35,7 +35,7 @@ class Finalist:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the finish stage leaves.
+    """What the decide stage leaves.
 
     Attributes:
         rows: every evaluated row, finalists in their final form, finished forms added.
@@ -58,6 +58,7 @@ def decide(evaluator: Evaluator, finalists: Finalists, progress: Progress) -> An
     best: Finalist | None = None
     for row in finalists.rows:
         scored = final_scores(evaluator, row)
+        evaluator.session.run.check()
         scored = dataclasses.replace(scored, row=dataclasses.replace(scored.row, feasible=limits.feasible(scored.row)))
         rows[scored.row.trial, scored.row.name] = scored.row
         if scored.row.feasible and (best is None or limits.rank(scored.row) < limits.rank(best.row)):
@@ -81,7 +82,12 @@ def final_scores(evaluator: Evaluator, row: Row) -> Finalist:
         changes.update(latency_fields(*timing))
         score, notes = engine_score(evaluator, compressed)
         changes["score_engine"] = score
-        changes["notes"] = (*row.notes, *notes, *batch_notes(evaluator, compressed))
+        changes["notes"] = (
+            *evaluator.execution_notes(compressed, timing[0]),
+            *disturbance_notes(timing[0]),
+            *notes,
+            *batch_notes(evaluator, compressed),
+        )
     row = dataclasses.replace(row, **changes)  # type: ignore[arg-type]
     return Finalist(row=row, compressed=compressed, timing=timing[0] if timing else None)
 

@@ -16,7 +16,7 @@ from autocomp.core.row import Row
 from autocomp.core.run_folder import RunFolder
 from autocomp.executors import inline
 from autocomp.planner.plan import plan
-from autocomp.search.coordinator import Coordinator
+from autocomp.search.coordinator import GRANTED, Coordinator
 from autocomp.search.evaluator import Evaluator
 from autocomp.search.job import Guarded
 from autocomp.search.loop import SearchStats, run_search
@@ -78,6 +78,13 @@ def open_study(session: Session, progress: Progress) -> StudyStorage:
     return open_storage(location, study=study_name(session), lock=lock, say=progress.note)
 
 
+def prepare_study(session: Session, progress: Progress) -> None:
+    """Open the study before anything long begins: what is wrong with it is said now; starting over forgets it."""
+    with open_study(session, progress) as storage:
+        if session.run.fresh:
+            storage.forget(study_name(session))
+
+
 def trials_done(run: RunFolder) -> int:
     """Evaluations that the run's study holds, of those its present limits are given; the study is only read."""
     if not run.journal.is_file():
@@ -86,9 +93,9 @@ def trials_done(run: RunFolder) -> int:
         names = optuna.get_all_study_names(opened.storage)
         studies = [optuna.load_study(study_name=name, storage=opened.storage) for name in names]
         trials = [trial for study in studies for trial in study.get_trials(deepcopy=False)]
+        started_at = sum(int(study.user_attrs.get(GRANTED, {}).get("started_at", 0)) for study in studies)
     finished = sum(trial.state.is_finished() and CACHED not in trial.user_attrs for trial in trials)
-    file = run.cache / "limits.json"
-    return max(0, finished - (int(json.loads(file.read_text())["started_at"]) if file.is_file() else 0))
+    return max(0, finished - started_at)
 
 
 def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress) -> Explored:
@@ -127,8 +134,6 @@ def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress)
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
     with open_study(session, progress) as storage:
         name = study_name(session)
-        if session.run.fresh:
-            storage.forget(name)
         coordinator = Coordinator(
             space=session.space,
             sampler=make_sampler(settings.sampler, context),
@@ -148,7 +153,8 @@ def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress)
     for record in records:
         if record.cached_from is None and isinstance(record.outcome, Completed):
             path = evaluator.kept_path(record.candidate)
-            file = str(path) if path is not None else None
+            own = path is not None and path.stat().st_size == record.outcome.file_bytes
+            file = str(path) if own else None
             name = f"trial {record.number}"
             rows.append(make_row(name, record.candidate, record.outcome, limits, trial=record.number, file=file))
     return Explored(rows=tuple(rows), float32=float32, baselines=baselines, limits=limits, stats=stats)

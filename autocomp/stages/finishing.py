@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from autocomp.core.candidate import Candidate
-from autocomp.core.executor import Executor, FinishedFile, Finishing, carried_out
+from autocomp.core.executor import Executor, FinishedFile, Finishing, Result, carried_out
 from autocomp.core.outcome import Completed, Failed
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
+from autocomp.core.threads import cores
 from autocomp.executors import inline
 from autocomp.planner.spacing import respaced
 from autocomp.search.evaluator import Evaluator
-from autocomp.search.job import Guarded
+from autocomp.search.job import Guarded, raise_storage_fault
 from autocomp.search.reopening import Worker
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
@@ -83,28 +84,58 @@ def finish_best(evaluator: Evaluator, explored: Explored, executor: Executor | N
     limits, count = explored.limits, evaluator.session.settings.spend.finalists
     explored = with_files(evaluator, explored, choose_finalists(explored.rows, limits, count), progress)
     chosen = choose_finalists(explored.rows, limits, count)
+    while any(row.file is None for row in chosen):  # a row written again may turn out otherwise and others move up
+        explored = with_files(evaluator, explored, chosen, progress)
+        chosen = choose_finalists(explored.rows, limits, count)
     tried = attempts(evaluator, chosen, limits, count)
-    team = executor or inline.make(Guarded(lambda: Worker(evaluator.session, evaluator)))
+    progress.stage("finish", total=max(1, len(tried)))
+    finished: list[Row] = []
+    notes: list[str] = []
+    finalists = {row.name: row for row in chosen}
+    for attempt, outcome in _carried_out(evaluator, tried, limits, executor):
+        evaluator.session.run.check()
+        if isinstance(outcome, FinishedFile):
+            row = finished_row(attempt, outcome, limits, evaluator.session.settings.finish)
+            if row.feasible and (attempt.respaced or limits.rank(row) <= limits.rank(attempt.row)):
+                finished.append(row)
+                finalists[row.name if attempt.respaced else attempt.row.name] = row
+        elif isinstance(outcome, Failed):
+            run = evaluator.session.run
+            notes.append(f"{attempt.row.name} stays as it was: finishing it failed: {outcome.message}")
+            progress.note(f"{notes[-1]} (more in {run.log})")
+            with run.log.open("a", encoding="utf-8") as log:
+                log.write(f"{notes[-1]}\n{outcome.traceback}\n")
+        progress.advance()
+    best = sorted(finalists.values(), key=limits.rank)[: max(count, len(tried))]
+    rows = {(r.trial, r.name): r for r in (*explored.rows, *finished)}
+    explored = dataclasses.replace(explored, rows=tuple(rows.values()), notes=(*explored.notes, *notes))
+    return Finalists(explored=explored, rows=tuple(best))
+
+
+def _carried_out(
+    evaluator: Evaluator, tried: Sequence[Attempt], limits: Limits, executor: Executor | None
+) -> Iterator[tuple[Attempt, Result]]:
+    """Attempts and what became of them, as they end.
+
+    Workers do it where there are as many attempts as workers or CPUs here: this process has more threads than each of
+    them. What workers died of is tried once more here.
+    """
     jobs = [
         Finishing(number=i, attempt=1, candidate=a.candidate, budget_bytes=limits.file_bytes)
         for i, a in enumerate(tried)
     ]
-    progress.stage("finish", total=max(1, len(jobs)))
-    finished: list[Row] = []
-    finalists = {row.name: row for row in chosen}
-    for event in carried_out(team, jobs):
-        attempt = tried[event.job.number]
-        if isinstance(event.outcome, FinishedFile):
-            row = finished_row(attempt, event.outcome, limits, evaluator.session.settings.finish)
-            if row.feasible and (attempt.respaced or limits.rank(row) <= limits.rank(attempt.row)):
-                finished.append(row)
-                finalists[row.name if attempt.respaced else attempt.row.name] = row
-        elif isinstance(event.outcome, Failed):
-            progress.note(f"{attempt.row.name} stays as it was: finishing it failed: {event.outcome.message}")
-        progress.advance()
-    best = sorted(finalists.values(), key=limits.rank)[: max(count, len(tried))]
-    rows = {(r.trial, r.name): r for r in (*explored.rows, *finished)}
-    return Finalists(explored=dataclasses.replace(explored, rows=tuple(rows.values())), rows=tuple(best))
+    here = inline.make(Guarded(lambda: Worker(evaluator.session, evaluator)))
+    worth = executor is not None and len(jobs) >= min(executor.slots(), cores())
+    again = []
+    for event in carried_out(executor if executor is not None and worth else here, jobs):
+        raise_storage_fault(event.outcome)
+        if worth and isinstance(event.outcome, Failed) and event.outcome.kind == "died":
+            again.append(jobs[event.job.number])
+        else:
+            yield tried[event.job.number], event.outcome
+    for event in carried_out(here, again):
+        raise_storage_fault(event.outcome)
+        yield tried[event.job.number], event.outcome
 
 
 def finished_row(attempt: Attempt, made: FinishedFile, limits: Limits, method: str) -> Row:
@@ -119,7 +150,9 @@ def finished_row(attempt: Attempt, made: FinishedFile, limits: Limits, method: s
         latency_ms_ci95=row.latency_ms_ci95,
         latency_ratio=row.latency_ratio,
         latency_source=row.latency_source,
+        energy_mj=row.energy_mj,
         engine_bytes=row.engine_bytes,
+        notes=row.notes,
         techniques=(*found.techniques, f"finish_{method}"),
     )
     return dataclasses.replace(found, feasible=limits.feasible(found))

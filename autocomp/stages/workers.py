@@ -1,4 +1,4 @@
-"""The workers of a run: started once, for the survey and the search."""
+"""The workers of a run: started once, for the survey, the search and the finish."""
 
 from __future__ import annotations
 

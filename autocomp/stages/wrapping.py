@@ -82,6 +82,7 @@ def keep_front_files(run: RunFolder, rows: tuple[Row, ...], front: list[Row]) ->
 def wrap_up(evaluator: Evaluator, explored: Explored, answer: Answer, clock: Clock, progress: Progress) -> RunSummary:
     """Files, summary and report of the run."""
     session, run = evaluator.session, evaluator.session.run
+    run.check()
     progress.stage("report", total=3)
     best = answer.best
     notes = list(explored.notes)

@@ -8,7 +8,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def run(
             try:
                 with storage_errors(search.settings.out), progress() as receiver:
                     found = pipeline.search(search.settings, receiver, fresh=fresh)
-            except AutocompError as error:
+            except Exception as error:  # noqa: BLE001 - a defect that one search meets must not keep the others back
                 _log(sweep.folder / LOG, search, error)
-                board.set(search, row.failed(error))
+                board.set(search, row.failed(_one_line(error)))
                 say(f"{place}: {board.rows[search.name].reason}")
             else:
                 board.end(search, found, resumed=resumed)
@@ -148,11 +148,21 @@ def _opened(sweep: Sweep, *, fresh: bool) -> Iterator[None]:
         if fresh and sweep.own_cache:
             for part in ("survey", "engines", "coupling"):
                 shutil.rmtree(cache / part, ignore_errors=True)
+        for search in sweep.searches if fresh else ():  # all at once: what is killed now goes on without --fresh
+            if search.settings.out.is_dir():
+                with suppress(AutocompError):  # said when its turn comes
+                    RunFolder(search.settings.out).open(search.settings, fresh=True).close()
         yield
     finally:
         owner.release()
 
 
-def _log(path: Path, search: Search, error: AutocompError) -> None:
+def _one_line(error: Exception) -> AutocompError:
+    if isinstance(error, AutocompError):
+        return error
+    return AutocompError(f"unexpected {type(error).__name__}: {error}; its traceback is in {LOG}; please report it")
+
+
+def _log(path: Path, search: Search, error: Exception) -> None:
     with path.open("a", encoding="utf-8") as log:
         log.write(f"{search.name}{os.linesep}{''.join(traceback.format_exception(error))}{os.linesep}")

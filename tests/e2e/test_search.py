@@ -66,6 +66,26 @@ def test_the_same_command_again_shows_the_finished_run(
     assert json.loads(again.stdout) == summary
 
 
+def test_a_copied_run_goes_on_by_itself_and_shows_what_its_files_are(
+    finished: tuple[Path, dict[str, Any]], tiny: Tiny, autocomp: Run, tmp_path: Path
+) -> None:
+    out, summary = finished
+    before = {path: path.read_bytes() for path in sorted((out / "candidates").iterdir())}
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    longest = max((copy / "candidates").iterdir(), key=lambda path: path.stat().st_size)
+    longest.write_bytes(longest.read_bytes() + b"\0")  # not what the study says of it
+    more = ("--preset", "quick", "--trials", "16")
+    done = autocomp("search", *tiny.arguments, "--budget", "7kB", *more, "--out", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["pareto"]
+    assert len(rows) >= len(summary["pareto"]) - 2
+    for row in rows:
+        assert Path(row["file"]).parent == copy / "candidates"
+        assert os.stat(row["file"]).st_size == row["file_bytes"]
+    assert {path: path.read_bytes() for path in sorted((out / "candidates").iterdir())} == before
+
+
 def test_verify_holds_on_the_run_and_on_the_file(finished: tuple[Path, dict[str, Any]], autocomp: Run) -> None:
     out, _ = finished
     for path in (out, out / "model.autocomp"):

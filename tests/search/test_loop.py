@@ -11,6 +11,7 @@ import pytest
 from autocomp.core.executor import Evaluate, Job
 from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.progress import Silent
+from autocomp.errors import StorageError
 from autocomp.executors import inline, processes
 from autocomp.search.coordinator import Coordinator
 from autocomp.search.job import Guarded
@@ -98,3 +99,36 @@ def test_interrupt_keeps_what_is_finished(coordinator: Coordinator) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_search(coordinator, inline.make(Guarded(factory)))
     assert sorted(coordinator.records) == [0, 1, 2, 3]
+
+
+def test_a_full_disk_is_no_candidates_failure(tmp_path: Path) -> None:
+    full = [True]
+
+    def factory() -> Evaluate:
+        def evaluate(job: Job) -> Outcome:
+            if job.number == 4 and full:
+                raise StorageError("no space left writing x.autocomp")
+            return fake_outcome(job.candidate, SPACE)
+
+        return evaluate
+
+    def run() -> Coordinator:
+        with open_storage(tmp_path / "study.journal") as storage:
+            coordinator = Coordinator(
+                space=SPACE,
+                sampler=make_sampler("random", context_for(SPACE)),
+                storage=storage,
+                study_name="loop",
+                identity={},
+                budget_trials=7,
+                constraints=within_budget,
+            )
+            run_search(coordinator, inline.make(Guarded(factory)))
+            return coordinator
+
+    with pytest.raises(StorageError, match="no space left"):
+        run()
+    full.clear()
+    done = run()
+    assert (done.evaluations, done.failures) == (7, {})
+    assert sorted(done.records) == list(range(7))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import CompressedModel
 from autocomp.core.encodings import QuantizedTensor
-from autocomp.core.executor import Finishing
-from autocomp.core.outcome import Completed
+from autocomp.core.executor import Event, Executor, Finishing, Task
+from autocomp.core.outcome import Completed, Failed
 from autocomp.core.progress import Silent
 from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
@@ -209,6 +209,42 @@ def test_a_finished_file_is_not_made_again_unless_it_is_gone_or_asked_for_otherw
     assert other.file_bytes == path.stat().st_size <= 7_500
 
 
+def test_a_folder_that_was_copied_keeps_to_itself(evaluator: Evaluator, tmp_path: Path) -> None:
+    job = Finishing(number=0, attempt=1, candidate=uniform(evaluator, QuantizeWeights(step=1.3)), budget_bytes=9_000)
+    first = finish(evaluator, job)
+    shutil.copytree(evaluator.session.run.path, tmp_path / "copy")
+    session = dataclasses.replace(evaluator.session, run=RunFolder(tmp_path / "copy"))
+    other = finish(Evaluator(session, evaluator.survey), job)
+    assert other == dataclasses.replace(first, path=str(tmp_path / "copy" / "candidates" / Path(first.path).name))
+    assert not list(tmp_path.glob("**/*.draft"))
+
+
+class Dying(Executor):
+    """Two workers that die of everything."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Task] = []
+
+    def slots(self) -> int:
+        return 2 - len(self.jobs)
+
+    def submit(self, job: Task) -> None:
+        self.jobs.append(job)
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        outcome = Failed(stage="worker", kind="died", message="the worker was killed, 3 times in a row")
+        return Event(job=self.jobs.pop(), outcome=outcome)
+
+    def close(self) -> None: ...
+
+
+def test_what_workers_die_of_is_tried_once_more_here(evaluator: Evaluator) -> None:
+    limits = limits_of(evaluator, 7_600)
+    explored = evaluated(evaluator, limits, uniform(evaluator, QuantizeWeights(step=1.0)))
+    found = finish_best(evaluator, explored, Dying(), Silent())
+    assert {row.name for row in found.rows} == {"trial 3 finished", "trial 3 respaced"}
+
+
 class Broken(Evaluator):
     """Cannot score what was finished."""
 
@@ -228,3 +264,5 @@ def test_a_row_whose_finishing_fails_stays_as_it_was(evaluator: Evaluator) -> No
     assert found.rows == explored.rows
     assert len(said) == 2
     assert all("trial 3 stays as it was" in line and "no kernel for this" in line for line in said)
+    assert [f"{note} (more in {evaluator.session.run.log})" for note in found.explored.notes] == said
+    assert "UnsupportedError: no kernel for this" in evaluator.session.run.log.read_text()

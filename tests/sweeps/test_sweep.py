@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,15 @@ import pytest
 import tomli_w
 
 import autocomp as package
+from autocomp import pipeline
+from autocomp.core.progress import Silent
+from autocomp.core.result import RunSummary
 from autocomp.core.run_folder import RunFolder
+from autocomp.core.settings import Settings
 from autocomp.errors import StorageError
 from autocomp.stages.exploring import trials_done
 from autocomp.survey.database import UnitFile
+from autocomp.sweeps import plan, runner
 from autocomp.sweeps.rows import COLUMNS
 from tests.e2e.tiny_workload import Tiny
 
@@ -218,3 +225,38 @@ def test_two_processes_share_a_cache_at_the_same_time(tiny: Tiny, tmp_path: Path
             keys = " ".join(unit.choices())
             assert '"bits":3' in keys.replace(" ", ""), "of the space bits"
             assert '"step":0.' in keys.replace(" ", ""), "of the space quick"
+
+
+def test_a_defect_met_by_one_search_does_not_keep_the_others_back(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = plan.read(write(tmp_path / "grid.toml", tiny, ["9kB", "7kB"]), {}, tmp_path / "out")
+    search = pipeline.search
+
+    def broken(settings: Settings, *rest: Any, **options: Any) -> RunSummary:
+        if settings.budget_bytes == 9000:
+            raise IndexError("list index out of range")
+        return search(settings, *rest, **options)
+
+    monkeypatch.setattr(pipeline, "search", broken)
+    first, second = runner.run(given, progress=lambda: contextlib.nullcontext(Silent()), say=lambda _: None)
+    assert (first.state, second.state) == ("failed", "done")
+    assert "unexpected IndexError: list index out of range" in first.reason
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_starting_over_that_is_interrupted_leaves_nothing_of_the_old_sweep(
+    swept: dict[str, Any], tiny: Tiny, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    given = plan.read(write(tmp_path / "grid.toml", tiny, ["9kB", "7kB"]), {}, out)
+
+    def interrupted(*_: Any, **__: Any) -> RunSummary:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "search", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(given, progress=lambda: contextlib.nullcontext(Silent()), say=lambda _: None, fresh=True)
+    assert not list(out.glob("*/summary.json"))
+    assert not list(out.glob("*/study.journal"))
