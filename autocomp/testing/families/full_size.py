@@ -78,8 +78,22 @@ def full_size(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model: nn.Module = getattr(torchvision_models(), name)(weights=None, **options)
+        _awake(model)
         settle(model, full_size_inputs(name, 4, seed + 7))
     return model.eval()
+
+
+def _awake(model: nn.Module) -> None:
+    """Weights that start as nothing, so that the network begins as something simpler, get values as if trained.
+
+    torchvision's ViT starts with a head of zeros: whatever is done to its blocks, its outputs stay zero. ConvNeXt's
+    blocks start scaled by 1e-6.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        elif name.endswith("layer_scale"):
+            nn.init.uniform_(parameter, 0.2, 0.6)
 
 
 def untrained_full_size(name: str) -> nn.Module:
