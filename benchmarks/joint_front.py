@@ -97,7 +97,8 @@ def main() -> None:
                 "best": summary["best"] and {k: summary["best"][k] for k in (
                     "file_bytes", "score_search", "score_test", "kl_search", "latency_ms", "techniques")},
                 "rows": [
-                    [r[f] for f in ("file_bytes", "latency_ms", "latency_ratio", "kl_search", "techniques")] for r in summary["pareto"]
+                    [r[f] for f in ("file_bytes", "latency_ms", "latency_ratio", "kl_search", "techniques")]
+                    for r in summary["pareto"]
                 ],
             }  # fmt: skip
         figures[f"hypervolume seed {seed}"] = compared(summaries)
