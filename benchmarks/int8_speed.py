@@ -23,7 +23,8 @@ from autocomp.core.compressed import CompressedModel
 from autocomp.core.network import Network
 from autocomp.core.variant import Variant
 from autocomp.evaluators._timing import TimingRecipe
-from autocomp.evaluators.latency import LatencyMeter, ratio_to_reference
+from autocomp.evaluators.latency import LatencyMeter
+from autocomp.evaluators.statistics import ratio_ci
 from autocomp.graph.coupling import coupled_groups
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
@@ -70,7 +71,7 @@ def main() -> None:
                     found, engine_bytes = meter.measure(
                         f"{kind} {batch}", lambda d=data[kind]: d, example, lambda d=data["float32 whole"]: d
                     )
-                    ratio, interval = ratio_to_reference(found)
+                    ratio, interval = ratio_ci(found.samples_s, found.reference_s)
                     exporter = models[kind][0]
                     rows.append({
                         "target": name,
