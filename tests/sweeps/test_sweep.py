@@ -258,5 +258,7 @@ def test_starting_over_that_is_interrupted_leaves_nothing_of_the_old_sweep(
     monkeypatch.setattr(pipeline, "search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run(given, progress=lambda: contextlib.nullcontext(Silent()), say=lambda _: None, fresh=True)
-    assert not list(out.glob("*/summary.json"))
-    assert not list(out.glob("*/study.journal"))
+    for name in (NINE, SEVEN):
+        assert (out / name).is_dir()
+        assert not (out / name / "summary.json").exists()
+        assert not (out / name / "study.journal").exists()
