@@ -182,8 +182,13 @@ def answer(summary: RunSummary) -> str:
     text = f"{size(best.file_bytes)} ({times(base.file_bytes, best.file_bytes)} smaller than float32)"
     text += f", {metric['name']} {final_score(best, metric)} against {final_score(base, metric)}"
     if best.latency_ms is not None and base.latency_ms is not None:
-        text += f", {latency(best.latency_ms)} against {latency(base.latency_ms)}"
-        text += " (predicted)" if best.latency_source == "predicted" else ""
+        text += f", {latency(best.latency_ms)}"
+        if best.latency_source == "predicted":
+            text += f" against {latency(base.latency_ms)} (predicted)"
+        elif best.latency_ratio is not None:  # milliseconds of two moments say less
+            text += f": {best.latency_ratio:.2f} x float32's latency, measured in turn"
+        else:
+            text += f" against {latency(base.latency_ms)}"
     return text + "."
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, RenderableType
 
+from autocomp.report import format as fmt
 from autocomp.report import text
 from autocomp.testing.summaries import fake_summary
 
@@ -37,6 +39,23 @@ def test_answer_and_places() -> None:
     assert "report.html" in out
     assert "1 × latency/timeout" in out
     assert "note: int8 is not faster here" in out
+
+
+def test_the_answer_compares_latencies_as_they_were_measured() -> None:
+    summary = fake_summary()
+    assert summary.best is not None
+
+    def said(**latency: Any) -> str:
+        assert summary.best is not None
+        best = dataclasses.replace(summary.best, latency_ms=2.0, **latency)
+        base = dataclasses.replace(summary.float32, latency_ms=4.0)
+        return fmt.answer(dataclasses.replace(summary, best=best, float32=base))
+
+    assert said(latency_source="measured", latency_ratio=0.987).endswith(
+        ", 2.00 ms: 0.99 x float32's latency, measured in turn."
+    )
+    assert said(latency_source="measured", latency_ratio=None).endswith(", 2.00 ms against 4.00 ms.")
+    assert said(latency_source="predicted", latency_ratio=0.5).endswith(", 2.00 ms against 4.00 ms (predicted).")
 
 
 def test_energy_has_a_column_where_the_device_counts_it() -> None:
