@@ -49,7 +49,7 @@ from autocomp.cli_options import (
     Weights,
 )
 from autocomp.cli_sweep import sweep
-from autocomp.errors import AutocompError, ConfigError
+from autocomp.errors import AutocompError, ConfigError, UnexpectedError
 
 app = typer.Typer(
     name="autocomp",
@@ -342,7 +342,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the edge of the program: a usage error of the parser, or a bug
         usage = getattr(error, "format_message", None)
         if usage is None:
-            unexpected = terminal.UnexpectedError.of(error, None)
+            unexpected = UnexpectedError.of(error, terminal.write_log(error, None))
             terminal.complain(str(unexpected))
             return unexpected.exit_code
         if message := usage():  # empty where the help was shown instead

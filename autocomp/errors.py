@@ -8,7 +8,8 @@
     ├── InfeasibleError    nothing meets the constraints; loosen one   exit 3
     ├── CorruptFileError   the file is damaged or hostile; get it again  exit 2
     ├── StorageError       free or open up the output folder, run again  exit 2
-    └── RetryableError     the same call may succeed later
+    ├── RetryableError     the same call may succeed later
+    └── UnexpectedError    a defect here; please report it             exit 70
 
 Each message is one line: what, where, the limit, the remedy.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 
 
@@ -96,3 +98,16 @@ class StorageError(AutocompError):
 
 class RetryableError(AutocompError):
     """A passing fault: the same call may succeed later."""
+
+
+class UnexpectedError(AutocompError):
+    """A bug: the line says what, the log says where."""
+
+    exit_code = 70
+
+    @staticmethod
+    def of(error: BaseException, log: Path | None) -> UnexpectedError:
+        """One line for ``error``, whose traceback is in ``log``."""
+        text = (str(error).strip() or "no message").splitlines()[0]
+        hint = f"; the traceback is in {log}" if log else ""
+        return UnexpectedError(f"unexpected {type(error).__name__}: {text}{hint}; please report it")

@@ -16,27 +16,13 @@ from typing import Any
 
 from autocomp.core.run_folder import storage_errors
 from autocomp.core.settings import without_password
-from autocomp.errors import AutocompError
+from autocomp.errors import AutocompError, UnexpectedError
 
 
 class InterruptedRunError(AutocompError):
     """Ctrl-C; what was done is kept."""
 
     exit_code = 130
-
-
-class UnexpectedError(AutocompError):
-    """A bug: the line says what, the log says where."""
-
-    exit_code = 70
-
-    @staticmethod
-    def of(error: BaseException, run: Path | None) -> UnexpectedError:
-        """One line for ``error``, its traceback written to the log."""
-        text = (str(error).strip() or "no message").splitlines()[0]
-        where = write_log(error, run)
-        hint = f"; the traceback is in {where}" if where else ""
-        return UnexpectedError(f"unexpected {type(error).__name__}: {text}{hint}; please report it")
 
 
 def complain(message: str) -> None:
@@ -85,7 +71,7 @@ def guarded(
             write_log(error, run)
         raise
     except Exception as error:
-        raise UnexpectedError.of(error, run) from error
+        raise UnexpectedError.of(error, write_log(error, run)) from error
 
 
 def write_log(error: BaseException, run: Path | None) -> Path | None:

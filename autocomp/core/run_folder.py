@@ -147,6 +147,11 @@ class RunFolder:
             else:
                 item.unlink()
 
+    def write_log(self, entry: str) -> None:
+        """Add to ``log.txt``."""
+        with storage_errors(self.log), self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{entry}\n")
+
     def forget_summary(self) -> None:
         """What an earlier search with other settings said is gone: its files are about to be replaced."""
         with storage_errors(self.path):

@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autocomp.core.outcome import Measurement
 from autocomp.core.run_folder import storage_errors, write_atomic
+
+Size = TypeVar("Size", int, int | None)
 
 
 def entry_path(folder: Path, kind: str, identity: Mapping[str, Any]) -> Path:
@@ -44,9 +46,7 @@ def recall(path: Path) -> tuple[Measurement, int | None] | None:
         return None
 
 
-def remember(
-    path: Path, key: str, measurement: Measurement, engine_bytes: int | None
-) -> tuple[Measurement, int | None]:
+def remember(path: Path, key: str, measurement: Measurement, engine_bytes: Size) -> tuple[Measurement, Size]:
     """Write a latency under the key it was found for; returns what :func:`recall` will."""
     plain = measurement.to_json()
     write_json(path, {"key": key, "measurement": plain, "engine_bytes": engine_bytes})

@@ -70,9 +70,12 @@ class LatencyMeter:
 
     def lookup(
         self, key: str, example: np.ndarray, *, reference_key: str = "float32"
-    ) -> tuple[Measurement, int | None] | None:
+    ) -> tuple[Measurement, int] | None:
         """The remembered measurement and engine size, or None. Arguments as for :meth:`measure`."""
-        return recall(self._path("measurement", key, example, reference_key))
+        match recall(self._path("measurement", key, example, reference_key)):
+            case (measurement, int(engine_bytes)):
+                return measurement, engine_bytes
+        return None
 
     def measure(
         self,
@@ -83,7 +86,7 @@ class LatencyMeter:
         *,
         reference_key: str = "float32",
         fresh: bool = False,
-    ) -> tuple[Measurement, int | None]:
+    ) -> tuple[Measurement, int]:
         """Latency of one inference on ``example``, and the size of the engine.
 
         Args:

@@ -133,12 +133,11 @@ def explore(evaluator: Evaluator, executor: Executor | None, progress: Progress)
     timed = float32.latency_ms is not None  # else some rows have a latency and others none
     objectives = ("loss", "file_bytes", "latency_s") if timed else ("loss", "file_bytes")
     with open_study(session, progress) as storage:
-        name = study_name(session)
         coordinator = Coordinator(
             space=session.space,
             sampler=make_sampler(settings.sampler, context),
             storage=storage,
-            study_name=name,
+            study_name=study_name(session),
             identity=identity(session),
             budget_trials=0,
             constraints=constraints,
@@ -175,9 +174,8 @@ class FailureLog:
     def __call__(self, job: Job, outcome: Outcome) -> None:
         if not isinstance(outcome, Failed):
             return
-        with self._run.log.open("a", encoding="utf-8") as log:
-            log.write(f"trial {job.number} attempt {job.attempt} failed in {outcome.stage} ({outcome.kind}): ")
-            log.write(f"{outcome.message}\n{outcome.traceback}\n")
+        where = f"trial {job.number} attempt {job.attempt} failed in {outcome.stage} ({outcome.kind})"
+        self._run.write_log(f"{where}: {outcome.message}\n{outcome.traceback}")
         kind = f"{outcome.stage}/{outcome.kind}"
         if kind not in self._said:
             self._said.add(kind)

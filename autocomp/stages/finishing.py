@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from autocomp.core.candidate import Candidate
 from autocomp.core.executor import Executor, FinishedFile, Finishing, Result, carried_out
-from autocomp.core.outcome import Completed, Failed
+from autocomp.core.outcome import Failed
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.core.threads import cores
@@ -19,7 +19,6 @@ from autocomp.search.reopening import Worker
 from autocomp.stages.exploring import Explored
 from autocomp.stages.limits import Limits
 from autocomp.stages.refilling import with_files
-from autocomp.stages.rows import make_row
 
 NEGLIGIBLE_KL = 1e-5
 """Rows this close to the float32 network, in nats, have nothing to recover: their class probabilities are off by at
@@ -82,10 +81,10 @@ def finish_best(evaluator: Evaluator, explored: Explored, executor: Executor | N
         progress: one step an attempt.
     """
     limits, count = explored.limits, evaluator.session.settings.spend.finalists
-    explored = with_files(evaluator, explored, choose_finalists(explored.rows, limits, count), progress)
+    run, method = evaluator.session.run, evaluator.session.settings.finish
     chosen = choose_finalists(explored.rows, limits, count)
-    while any(row.file is None for row in chosen):  # a row written again may turn out otherwise and others move up
-        explored = with_files(evaluator, explored, chosen, progress)
+    while (filled := with_files(evaluator, explored, chosen, progress)) is not explored:
+        explored = filled  # a row written again may turn out otherwise, and others move up
         chosen = choose_finalists(explored.rows, limits, count)
     tried = attempts(evaluator, chosen, limits, count)
     progress.stage("finish", total=max(1, len(tried)))
@@ -93,18 +92,17 @@ def finish_best(evaluator: Evaluator, explored: Explored, executor: Executor | N
     notes: list[str] = []
     finalists = {row.name: row for row in chosen}
     for attempt, outcome in _carried_out(evaluator, tried, limits, executor):
-        evaluator.session.run.check()
+        raise_storage_fault(outcome)
+        run.check()
         if isinstance(outcome, FinishedFile):
-            row = finished_row(attempt, outcome, limits, evaluator.session.settings.finish)
+            row = finished_row(attempt, outcome, limits, method)
             if row.feasible and (attempt.respaced or limits.rank(row) <= limits.rank(attempt.row)):
                 finished.append(row)
                 finalists[row.name if attempt.respaced else attempt.row.name] = row
         elif isinstance(outcome, Failed):
-            run = evaluator.session.run
             notes.append(f"{attempt.row.name} stays as it was: finishing it failed: {outcome.message}")
             progress.note(f"{notes[-1]} (more in {run.log})")
-            with run.log.open("a", encoding="utf-8") as log:
-                log.write(f"{notes[-1]}\n{outcome.traceback}\n")
+            run.write_log(f"{notes[-1]}\n{outcome.traceback}")
         progress.advance()
     best = sorted(finalists.values(), key=limits.rank)[: max(count, len(tried))]
     rows = {(r.trial, r.name): r for r in (*explored.rows, *finished)}
@@ -125,34 +123,28 @@ def _carried_out(
         for i, a in enumerate(tried)
     ]
     here = inline.make(Guarded(lambda: Worker(evaluator.session, evaluator)))
-    worth = executor is not None and len(jobs) >= min(executor.slots(), cores())
+    team = executor if executor is not None and len(jobs) >= min(executor.slots(), cores()) else here
     again = []
-    for event in carried_out(executor if executor is not None and worth else here, jobs):
-        raise_storage_fault(event.outcome)
-        if worth and isinstance(event.outcome, Failed) and event.outcome.kind == "died":
+    for event in carried_out(team, jobs):
+        if team is not here and isinstance(event.outcome, Failed) and event.outcome.kind == "died":
             again.append(jobs[event.job.number])
         else:
             yield tried[event.job.number], event.outcome
     for event in carried_out(here, again):
-        raise_storage_fault(event.outcome)
         yield tried[event.job.number], event.outcome
 
 
 def finished_row(attempt: Attempt, made: FinishedFile, limits: Limits, method: str) -> Row:
     """The row of a recovered network. Structure and precisions are the old row's, and so are engine and latency."""
-    row = attempt.row
-    done = Completed(file_bytes=made.file_bytes, kl=made.kl, score=made.score)
-    name = f"trial {row.trial} {'respaced' if attempt.respaced else 'finished'}"
-    found = make_row(name, attempt.candidate, done, limits, trial=row.trial, file=made.path)
-    found = dataclasses.replace(
-        found,
-        latency_ms=row.latency_ms,
-        latency_ms_ci95=row.latency_ms_ci95,
-        latency_ratio=row.latency_ratio,
-        latency_source=row.latency_source,
-        energy_mj=row.energy_mj,
-        engine_bytes=row.engine_bytes,
-        notes=row.notes,
-        techniques=(*found.techniques, f"finish_{method}"),
+    row = dataclasses.replace(
+        attempt.row,
+        name=f"trial {attempt.row.trial} {'respaced' if attempt.respaced else 'finished'}",
+        candidate=attempt.candidate.id,
+        file=made.path,
+        file_bytes=made.file_bytes,
+        kl_search=made.kl,
+        score_search=made.score,
+        techniques=(*attempt.candidate.techniques(), f"finish_{method}"),
+        recipe=attempt.candidate.to_json(),
     )
-    return dataclasses.replace(found, feasible=limits.feasible(found))
+    return dataclasses.replace(row, feasible=limits.feasible(row))

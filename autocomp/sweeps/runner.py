@@ -18,7 +18,7 @@ from autocomp.core.owner import Owner
 from autocomp.core.progress import Progress
 from autocomp.core.result import RunSummary
 from autocomp.core.run_folder import RunFolder, storage_errors, write_atomic
-from autocomp.errors import AutocompError, StorageError
+from autocomp.errors import AutocompError, StorageError, UnexpectedError
 from autocomp.report import format as fmt
 from autocomp.report.assets import finite
 from autocomp.stages.opening import already_finished
@@ -72,8 +72,10 @@ def run(
                 with storage_errors(search.settings.out), progress() as receiver:
                     found = pipeline.search(search.settings, receiver, fresh=fresh)
             except Exception as error:  # noqa: BLE001 - a defect that one search meets must not keep the others back
-                _log(sweep.folder / LOG, search, error)
-                board.set(search, row.failed(_one_line(error)))
+                log = sweep.folder / LOG
+                _log(log, search, error)
+                said = error if isinstance(error, AutocompError) else UnexpectedError.of(error, log)
+                board.set(search, row.failed(said))
                 say(f"{place}: {board.rows[search.name].reason}")
             else:
                 board.end(search, found, resumed=resumed)
@@ -155,12 +157,6 @@ def _opened(sweep: Sweep, *, fresh: bool) -> Iterator[None]:
         yield
     finally:
         owner.release()
-
-
-def _one_line(error: Exception) -> AutocompError:
-    if isinstance(error, AutocompError):
-        return error
-    return AutocompError(f"unexpected {type(error).__name__}: {error}; its traceback is in {LOG}; please report it")
 
 
 def _log(path: Path, search: Search, error: Exception) -> None:

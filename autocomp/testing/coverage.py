@@ -161,6 +161,8 @@ def joint_session(
     """
     with torch.inference_mode():
         outputs = first_tensor(model(inputs))
+    if float((outputs[0] - outputs[1]).abs().max()) < 1e-3 * _range(outputs[:2]):
+        raise ValueError("the network gives the same outputs for different inputs: nothing could be told apart")
     split = TensorSplit(inputs=inputs, targets=outputs.argmax(-1))
     workload = Workload(
         name="coverage",
@@ -256,10 +258,6 @@ def check_family(
         surveying the network are raised.
     """
     begin = time.perf_counter()
-    with torch.inference_mode():
-        outputs = first_tensor(model(inputs[:2]))
-    if float((outputs[0] - outputs[1]).abs().max()) < 1e-3 * _range(outputs):
-        raise ValueError("the network gives the same outputs for different inputs: nothing could be told apart")
     session = joint_session(model, inputs, folder, tables=tables, classes=classes, seed=seed)
     done = check_candidates(session, random_candidates(session.space, candidates, seed), begin=begin)
     torch.save(inputs, folder / "inputs.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,25 @@ class Remembered(Silent):
         self.facts.append({"steps": steps, **facts})
 
 
-@pytest.fixture
-def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
-    with open_storage(tmp_path / "study.journal") as storage:
+@contextlib.contextmanager
+def opened(folder: Path, trials: int) -> Iterator[Coordinator]:
+    """The study in ``folder``, new or gone on with."""
+    with open_storage(folder / "study.journal") as storage:
         yield Coordinator(
             space=SPACE,
             sampler=make_sampler("random", context_for(SPACE)),
             storage=storage,
             study_name="loop",
             identity={},
-            budget_trials=20,
+            budget_trials=trials,
             constraints=within_budget,
         )
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+    with opened(tmp_path, trials=20) as made:
+        yield made
 
 
 def test_counts_facts_and_outcomes(coordinator: Coordinator) -> None:
@@ -112,23 +120,10 @@ def test_a_full_disk_is_no_candidates_failure(tmp_path: Path) -> None:
 
         return evaluate
 
-    def run() -> Coordinator:
-        with open_storage(tmp_path / "study.journal") as storage:
-            coordinator = Coordinator(
-                space=SPACE,
-                sampler=make_sampler("random", context_for(SPACE)),
-                storage=storage,
-                study_name="loop",
-                identity={},
-                budget_trials=7,
-                constraints=within_budget,
-            )
-            run_search(coordinator, inline.make(Guarded(factory)))
-            return coordinator
-
-    with pytest.raises(StorageError, match="no space left"):
-        run()
+    with opened(tmp_path, trials=7) as coordinator, pytest.raises(StorageError, match="no space left"):
+        run_search(coordinator, inline.make(Guarded(factory)))
     full.clear()
-    done = run()
-    assert (done.evaluations, done.failures) == (7, {})
-    assert sorted(done.records) == list(range(7))
+    with opened(tmp_path, trials=7) as coordinator:
+        run_search(coordinator, inline.make(Guarded(factory)))
+    assert (coordinator.evaluations, coordinator.failures) == (7, {})
+    assert sorted(coordinator.records) == list(range(7))
