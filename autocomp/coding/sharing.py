@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def shared_body(encoding: CodebookTensor | HashedTensor | DctTensor | Float8Tens
         buckets = encoding.values.numel()
         if (
             encoding.values.dim() != 1
-            or not 0 < buckets <= FREE_ELEMENTS
+            or not 0 < buckets <= _most_values(encoding.shape)
             or not 0 <= encoding.seed <= _MAX_SEED
             or not encoding.shape
         ):
@@ -128,7 +129,7 @@ def decode_shared(parts: Parts) -> ScaledEncoding:
     scale = torch.from_numpy(parts.scales())
     if parts.kind == HASHED:
         reader = Reader(parts.body, "hashed values")
-        seed, buckets = reader.varint(_MAX_SEED), reader.varint(FREE_ELEMENTS)
+        seed, buckets = reader.varint(_MAX_SEED), reader.varint(_most_values(parts.shape))
         if not buckets:
             raise CorruptFileError("hashed values: none at all; the data is damaged, get it again")
         values = decode_floats(reader.rest(), (buckets,), raw=bool(parts.flags & RAW_VALUES))
@@ -142,6 +143,11 @@ def decode_shared(parts: Parts) -> ScaledEncoding:
             raise CorruptFileError("tensor record: a float8 symbol that is no number; damaged, get it again")
         return Float8Tensor(symbols=torch.from_numpy(int16(symbols)), scale=scale, axis=parts.axis)
     return DctTensor(symbols=torch.from_numpy(int16(symbols)), scale=scale, axis=parts.axis)
+
+
+def _most_values(shape: Sequence[int]) -> int:
+    """Shared values that a tensor may have: no more than weights, whose number a record's size bounds; or a few."""
+    return max(FREE_ELEMENTS, math.prod(shape))
 
 
 def _is_kernel(shape: tuple[int, ...]) -> bool:
@@ -160,10 +166,9 @@ def _centre(codebook: Floats) -> Ints:
 
 def _codebook_body(encoding: CodebookTensor) -> bytes:
     symbols, codebook, shape = integers(encoding.symbols), floats(encoding.codebook), tuple(encoding.shape)
-    if codebook.ndim != 3 or not codebook.size or codebook.size > FREE_ELEMENTS or not shape:
-        raise ValueError(
-            f"codebook {codebook.shape} for shape {shape}; allowed [books, entries, dim] of {FREE_ELEMENTS} values"
-        )
+    most = _most_values(shape)
+    if codebook.ndim != 3 or not shape or not 0 < codebook.size <= most:
+        raise ValueError(f"codebook {codebook.shape} for shape {shape}; allowed [books, entries, dim] of {most} values")
     books, entries, dim = codebook.shape
     if entries > MAX_ENTRIES:
         raise ValueError(f"codebook of {entries} entries; at most {MAX_ENTRIES}")
@@ -200,7 +205,7 @@ def _decode_codebook(parts: Parts) -> CodebookTensor:
     data = reader.take(reader.varint(len(parts.body)))
     shape = _symbol_shape(parts.shape, parts.axis, max(1, dim))
     size = books * entries * dim
-    if shape is None or not 0 < size <= FREE_ELEMENTS or parts.shape[parts.axis] % books:
+    if shape is None or not 0 < size <= _most_values(parts.shape) or parts.shape[parts.axis] % books:
         raise CorruptFileError(
             f"codebook: {books} books of {entries} entries of {dim} for shape {parts.shape}; damaged, get it again"
         )

@@ -9,6 +9,7 @@ stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Self
@@ -175,22 +176,33 @@ class CodebookTensor(_Scaled):
         return values.reshape(channels, *rest).movedim(0, self.axis).contiguous()
 
 
-def hash_buckets(count: int, buckets: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(bucket int64 [count], sign float32 [count]) of each flat index: output i of SplitMix64 started at ``seed``.
+def hash_buckets(count: int, buckets: int, seed: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bucket int64 [count], sign float32 [count]) of the flat indices from ``first`` on.
 
-    The top bit gives the sign, the other 63 modulo ``buckets`` the bucket. Sources: the hashing trick, Chen
-    et al. 2015; the generator, Steele et al. 2014.
+    Index i has output i of SplitMix64 started at ``seed``. The top bit gives the sign, the other 63 modulo
+    ``buckets`` the bucket. Sources: the hashing trick, Chen et al. 2015; the generator, Steele et al. 2014.
     """
     import numpy as np
     import torch
 
-    state = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    index = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    state = np.uint64(seed) + index * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
     bucket = (state & np.uint64((1 << 63) - 1)) % np.uint64(buckets)
     sign = 1 - 2 * (state >> np.uint64(63)).astype(np.float32)
     return torch.from_numpy(bucket.astype(np.int64)), torch.from_numpy(sign)
+
+
+_HASHED_AT_ONCE = 1 << 22
+
+
+def hashed_parts(count: int, buckets: int, seed: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(indices, bucket, sign) of :func:`hash_buckets`, a part of the indices at a time: hashes take 30 bytes each."""
+    for first in range(0, count, _HASHED_AT_ONCE):
+        some = min(_HASHED_AT_ONCE, count - first)
+        yield slice(first, first + some), *hash_buckets(some, buckets, seed, first)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,9 +224,12 @@ class HashedTensor(_Scaled):
 
     def decode(self) -> torch.Tensor:
         """float32 weight: ``values[bucket] * sign * scale``; the sign changes no other bit."""
-        bucket, sign = hash_buckets(math.prod(self.shape), len(self.values), self.seed)
-        flat = (self.values[bucket] * sign).reshape(self.shape)
-        return flat * _along(self.scale, len(self.shape), self.axis)
+        import torch
+
+        flat = torch.empty(math.prod(self.shape))
+        for places, bucket, sign in hashed_parts(len(flat), len(self.values), self.seed):
+            flat[places] = self.values[bucket] * sign
+        return flat.reshape(self.shape) * _along(self.scale, len(self.shape), self.axis)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -24,6 +24,11 @@ from autocomp.transforms.compensate import Hessian
 from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.statistics import restore_layer
 from autocomp.transforms.weights import compress_layer, rounds_to_nearest
+
+AT_ONCE = 1 << 26
+"""Weights of a layer, times choices, that are worked on together: some arrays of so many floats are held at a time.
+What choices share (decompositions, column loops) is computed once for each part of them; only layers of millions of
+weights have several."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,21 +60,23 @@ class Pricer:
     def visit(self, layer: Layer, unit: Unit, choices: Sequence[Choice]) -> dict[Choice, Entry] | None:
         """Make the layer's tensors for ``choices``; the unit's entries once all its layers were visited."""
         self.sensitivity.at(layer.name)
-        made = self._encodings(layer, choices)
         parts = self._waiting.setdefault(unit.name, {c: {} for c in choices})
         tensors = self._tensors.setdefault(unit.name, {c: {} for c in choices})
+        is_last, is_only = layer.name == unit.layers[-1], unit.layers == (layer.name,)
+        alone: dict[Choice, Tensor] = {}
         # coding is one thread of integer arithmetic: the forward passes run beside it
         with ThreadPoolExecutor(max_workers=1) as coder:
-            coding = {c: {n: coder.submit(encode_tensor, e) for n, e in t.items()} for c, t in made.items()}
-            runs = [c for c in choices if c != FLOAT and unit.layers == (layer.name,)]
-            alone = {c: self._run_layer(layer, made[c]) for c in runs}
-            for choice, records in coding.items():
-                parts[choice].update({name: record.result() for name, record in records.items()})
-                tensors[choice].update(made[choice])
-        if layer.name != unit.layers[-1]:
+            for made in self._encodings(layer, choices):
+                coding = {c: {n: coder.submit(encode_tensor, e) for n, e in t.items()} for c, t in made.items()}
+                alone.update({c: self._run_layer(layer, t) for c, t in made.items() if is_only and c != FLOAT})
+                for choice, records in coding.items():
+                    parts[choice].update({name: record.result() for name, record in records.items()})
+                    tensors[choice].update(made[choice])
+                    if is_last:
+                        self.kept.put(unit.name, choice, tensors.pop(choice))
+        if not is_last:
             return None
-        for choice, encodings in self._tensors.pop(unit.name).items():
-            self.kept.put(unit.name, choice, encodings)
+        self._tensors.pop(unit.name)
         return {c: self._entry(c, r, alone.get(c)) for c, r in self._waiting.pop(unit.name).items()}
 
     def _entry(self, choice: Choice, records: dict[str, bytes], outputs: Tensor | None) -> Entry:
@@ -79,21 +86,30 @@ class Pricer:
         outputs = self._run_unit(records) if outputs is None else outputs
         return Entry(kl=self.effects.loss(outputs), delta=self.effects.vector(outputs), records=records)
 
-    def _encodings(self, layer: Layer, choices: Sequence[Choice]) -> dict[Choice, dict[str, Encoding]]:
-        """State-dict key → encoding for each choice, with the layer's own output statistics restored."""
+    def _encodings(self, layer: Layer, choices: Sequence[Choice]) -> Iterator[dict[Choice, dict[str, Encoding]]]:
+        """State-dict key → encoding for each choice, with the layer's own output statistics restored.
+
+        Yields:
+            As many of the choices as may be held together.
+        """
         changed = [c for c in choices if c != FLOAT]
         hessian = None if all(rounds_to_nearest(c) for c in changed) else self.hessians(layer.name)
         problem = LayerProblem.of(self.network, layer.name, hessian=hessian, seed=self.seed)
         restores = layer.bias is not None and not layer.aliases and layer.kind != "embedding"
         target = _joined(layer, self.sensitivity.layer_output()) if restores else None
         keys = [k for k in (layer.weight, layer.bias) if k is not None]
-        out: dict[Choice, dict[str, Encoding]] = {c: {k: self.float_tensors[k] for k in keys} for c in choices}
-        for choice, encoding in zip(changed, compress_layer(problem, changed), strict=True):
-            out[choice][layer.weight] = encoding
-            exact = isinstance(encoding, FloatTensor) and choice.get("sparsity") is None
-            if target is not None and not exact:
-                out[choice] |= self._restored(layer, out[choice], target)
-        return out
+        plain = {k: self.float_tensors[k] for k in keys}
+        if FLOAT in choices:
+            yield {FLOAT: dict(plain)}
+        step = max(1, AT_ONCE // max(1, problem.weight.numel()))
+        for part in (changed[i : i + step] for i in range(0, len(changed), step)):
+            out: dict[Choice, dict[str, Encoding]] = {}
+            for choice, encoding in zip(part, compress_layer(problem, part), strict=True):
+                out[choice] = {**plain, layer.weight: encoding}
+                exact = isinstance(encoding, FloatTensor) and choice.get("sparsity") is None
+                if target is not None and not exact:
+                    out[choice] |= self._restored(layer, out[choice], target)
+            yield out
 
     def _restored(self, layer: Layer, tensors: Mapping[str, Encoding], target: Tensor) -> dict[str, Encoding]:
         """The layer's weight and bias with mean and deviation of its output as in ``target``."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from autocomp.core.encodings import HashedTensor, hash_buckets, round_half
+from autocomp.core.encodings import HashedTensor, hashed_parts, round_half
 from autocomp.core.network import Layer
 from autocomp.errors import ConfigError
 from autocomp.transforms.problem import LayerProblem
@@ -48,14 +48,16 @@ class HashWeights(WeightStep):
         problem = checked(problem, self)
         weight, seed = problem.weight, problem.seed % (1 << 32)
         scale = channel_scale(problem, self.granularity)
-        along = problem.shaped(scale.reshape(-1, 1).expand_as(problem.channels())).flatten().double()
-        costs = problem.shaped(importance(problem)).flatten().double() if self.weighted else torch.ones_like(along)
+        along = problem.shaped(scale.reshape(-1, 1).expand_as(problem.channels())).flatten()
+        costs = problem.shaped(importance(problem)).flatten() if self.weighted else None
         count = max(1, round(self.buckets * weight.numel()))
-        bucket, sign = hash_buckets(weight.numel(), count, seed)
         moment = torch.zeros(count, dtype=torch.float64)
         mass = torch.zeros(count, dtype=torch.float64)
-        moment.index_add_(0, bucket, costs * along * sign * weight.flatten())
-        mass.index_add_(0, bucket, costs * along.square())
+        for places, bucket, sign in hashed_parts(weight.numel(), count, seed):
+            step = along[places].double()
+            cost = step.new_ones(()) if costs is None else costs[places].double()
+            moment.index_add_(0, bucket, cost * step * sign * weight.flatten()[places])
+            mass.index_add_(0, bucket, cost * step.square())
         values = torch.where(mass > 0, moment / mass.clamp_min(1e-300), 0.0)
         made = round_half(values.float())
         return HashedTensor(values=made, scale=scale, shape=tuple(weight.shape), seed=seed, axis=problem.axis)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autocomp.coding.parts import Parts
+from autocomp.coding.parts import FREE_ELEMENTS, Parts
 from autocomp.coding.tensors import decode_tensor, describe, elements, encode_tensor, with_scale
 from autocomp.core.encodings import CodebookTensor, DctTensor, Float8Tensor, FloatTensor, HashedTensor, round_half
 from autocomp.errors import CorruptFileError
@@ -202,6 +202,16 @@ def test_with_scale_refuses_another_kind():
 def test_what_the_format_cannot_hold_is_refused(encoding):
     with pytest.raises(ValueError, match=r"\w"):
         encode_tensor(encoding)
+
+
+def test_a_large_layer_may_share_more_values_than_are_free():
+    """One in eight of VGG-16's first linear layer are 12.8 million; here one more than is free."""
+    count = FREE_ELEMENTS + 1
+    values = round_half(normal(1024)).repeat(-(-count // 1024))[:count]
+    encoding = HashedTensor(values=values, scale=torch.ones(1), shape=(2, count))
+    assert torch.equal(decode_tensor(encode_tensor(encoding)).values, values)
+    with pytest.raises(ValueError, match="HashedTensor"):
+        encode_tensor(HashedTensor(values=values, scale=torch.ones(1), shape=(2, 3)))
 
 
 def head_of(encoding):

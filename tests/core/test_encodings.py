@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autocomp.core import encodings
 from autocomp.core.encodings import (
     MAX_KERNEL,
     CodebookTensor,
@@ -22,6 +23,7 @@ from autocomp.core.encodings import (
     QuantizedTensor,
     cosine_basis,
     hash_buckets,
+    hashed_parts,
     round_e4m3,
     round_half,
     round_scale,
@@ -75,6 +77,15 @@ def test_hash_is_splitmix64() -> None:
         expected = splitmix64(seed, 50)
         assert bucket.tolist() == [(z & ((1 << 63) - 1)) % 11 for z in expected]
         assert sign.tolist() == [-1.0 if z >> 63 else 1.0 for z in expected]
+
+
+def test_hashes_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "_HASHED_AT_ONCE", 7)
+    parts = list(hashed_parts(50, 11, 3))
+    whole = hash_buckets(50, 11, 3)
+    assert [i for places, _, _ in parts for i in range(50)[places]] == list(range(50))
+    assert torch.equal(torch.cat([bucket for _, bucket, _ in parts]), whole[0])
+    assert torch.equal(torch.cat([sign for _, _, sign in parts]), whole[1])
 
 
 def test_hash_gives_the_published_sequence() -> None:

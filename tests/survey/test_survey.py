@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from autocomp.coding.container import stored_bytes
 from autocomp.coding.tensors import decode_tensor, encode_tensor
 from autocomp.core.candidate import Candidate
+from autocomp.core.encodings import Encoding
 from autocomp.core.prices import PriceTable
 from autocomp.core.progress import Silent
 from autocomp.core.steps import FLOAT, Choice
@@ -19,13 +21,16 @@ from autocomp.evaluators import artifact
 from autocomp.evaluators.quality import kl_divergence
 from autocomp.graph.placement import quantized_values
 from autocomp.graph.simulate import simulated
+from autocomp.survey import pricing
 from autocomp.survey.database import UnitFile
 from autocomp.survey.execution import executed_layers
 from autocomp.survey.stored import Survey, load_survey, sensitivity_table
 from autocomp.survey.together import _coarse
+from autocomp.transforms.problem import LayerProblem
 from autocomp.transforms.quantize import QuantizeActivations, QuantizeWeights
 from autocomp.transforms.statistics import FloatStatistics, restore_statistics
 from autocomp.transforms.stitch import stitch
+from autocomp.transforms.weights import compress_layer
 from tests.survey.conftest import PROFILE, Case
 
 INT8 = QuantizeActivations()
@@ -118,6 +123,23 @@ def test_sizes_are_kept_and_made_anew_where_damaged(case: Case, tmp_path: Path) 
     path.write_bytes(good[:-9])
     assert_same(case.survey(tmp_path).prices, first)
     assert path.read_bytes() == good
+
+
+def test_large_layers_are_priced_a_few_choices_at_a_time(
+    case: Case, found: Survey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory is bounded; nothing depends on which choices are worked on together."""
+    together: list[int] = []
+
+    def counted(problem: LayerProblem, choices: Sequence[Choice]) -> list[Encoding]:
+        together.append(len(choices))
+        return compress_layer(problem, choices)
+
+    monkeypatch.setattr(pricing, "compress_layer", counted)
+    monkeypatch.setattr(pricing, "AT_ONCE", 3 * 12 * 12 * 9)
+    prices = case.survey(tmp_path).prices
+    assert set(together) == {8, 3, 2}  # all of the small stem, 3 + 3 + 2 of a convolution, 2 of the head
+    assert_same(prices, found.prices)
 
 
 def test_kl_of_a_choice_is_that_of_the_network_with_only_this_choice(case: Case, found: Survey) -> None:
