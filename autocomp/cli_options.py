@@ -57,7 +57,14 @@ Storage = Annotated[
     Text,
     _option("sqlite:///FILE, postgresql://USER@HOST/DB or journal:///FILE. (default: in the run folder)", _RUN, "URL"),
 ]
-Jobs = Annotated[Text, _option("Processes that evaluate. (default: 1; on a cluster one a CPU)", _RUN, "N")]
+Device = Annotated[
+    Text,
+    _option("Where candidates are scored: cpu (default), cuda, cuda:1, mps, xpu. Latencies: --target.", _RUN, "NAME"),
+]
+Jobs = Annotated[
+    Text,
+    _option("Processes that evaluate. (default: 1; on a cluster one a CPU, or a GPU with --device cuda)", _RUN, "N"),
+]
 Cluster = Annotated[
     Text, _option("A Ray cluster: auto (the running one, else a local one for the run) or HOST:PORT.", _RUN, "ADDRESS")
 ]

@@ -160,6 +160,13 @@ def _resources(value: Any, name: str) -> dict[str, float]:
     return found
 
 
+def _device(value: Any, name: str) -> str:
+    text = _text(value, name)
+    if re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text) is None:
+        raise ConfigError(f"{name} = {text!r}: allowed are cpu, cuda, cuda:N, xpu, xpu:N and mps")
+    return text
+
+
 def _executors() -> list[str]:
     return plugins.names("autocomp.executors")
 
@@ -186,6 +193,7 @@ _PARSERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
     "timeout": ("timeout_s", parse_duration),
     "sampler": ("sampler", _one_of("sampler", _samplers)),
     "storage": ("storage", _storage),
+    "device": ("device", _device),
     "jobs": ("jobs", _whole(1, 1024)),
     "cluster": ("cluster", _cluster),
     "resources": ("resources", _resources),
@@ -285,6 +293,8 @@ def _placed(settings: Settings) -> Settings:
         )
     if settings.resources and settings.cluster is None:
         raise ConfigError("resources: name nodes of a cluster; give --cluster auto or its address as well")
+    if settings.cluster is not None and settings.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device = {settings.device!r}: on a cluster cpu, or cuda: each worker sees its own GPU")
     return settings
 
 

@@ -14,6 +14,8 @@ from autocomp.core import threads
 from autocomp.errors import ConfigError, RetryableError, UnsupportedError
 
 AUTO = "auto"
+ONE_CPU: Mapping[str, float] = {"CPU": 1}
+"""What a worker takes that needs no device."""
 _PROBE_S = 5.0
 _CLIENT = "ray://"
 _QUIET = {
@@ -67,9 +69,25 @@ class Cluster:
         """CPUs of all machines, at least 1."""
         return max(1, int(sum(node.resources.get("CPU", 0.0) for node in self.nodes())))
 
+    def crew(self, jobs: int | None, gpus: int) -> tuple[int, Mapping[str, float]]:
+        """How many workers, and what each takes.
+
+        Args:
+            jobs: workers; None: one a CPU of the cluster, or one each of ``gpus``.
+            gpus: that they share; where there are more workers than GPUs, each takes an equal part of one.
+        """
+        if gpus == 0:
+            return self.cores() if jobs is None else jobs, ONE_CPU
+        workers = gpus if jobs is None else jobs
+        return workers, {"CPU": 1, "GPU": 1 / max(1, -(-workers // gpus))}
+
     def here(self) -> str:
         """Id of the node this program runs on."""
         return str(ray().get_runtime_context().get_node_id())
+
+    def gpus(self) -> int:
+        """GPUs of all machines."""
+        return int(sum(node.resources.get("GPU", 0.0) for node in self.nodes()))
 
     def offering(self, wanted: Mapping[str, float]) -> tuple[Node, ...]:
         """Machines that have ``wanted``.

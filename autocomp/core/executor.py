@@ -119,9 +119,10 @@ Factory = Callable[[], Evaluate]
 
 
 class Executor(Protocol):
-    """One module in ``autocomp/executors`` exposes ``make(factory, *, jobs, timeout_s, scratch) -> Executor``.
+    """One module in ``autocomp/executors`` exposes ``make(factory, *, jobs, timeout_s, scratch, gpus) -> Executor``.
 
-    ``scratch`` is a folder that all workers see, for what an executor itself has to keep.
+    ``scratch`` is a folder that all workers see, for what an executor itself has to keep; ``gpus`` is how
+    many GPUs of the cluster the workers share.
 
     Contract (``autocomp.testing.executor_contract``): every submitted task ends in exactly one event,
     even when its worker dies; close() leaves no process behind and may be called twice.

@@ -71,6 +71,11 @@ class HardwareProfile:
     latency_table: Path | None = None
     path: Path | None = None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its engines run on a CUDA device."""
+        return self.runtime.startswith("tensorrt") or self.options.get("device") == "cuda"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -57,6 +57,7 @@ class Settings:
         timeout_s: stop the search stage after so many seconds, or None.
         sampler: name of the sampler.
         storage: Optuna storage URL, or None for the run's journal.
+        device: where candidates are run to score them, as torch calls it: "cpu", "cuda", "cuda:1", "mps", "xpu".
         jobs: processes that evaluate, or None: one on this machine, as many as it has CPUs on a cluster.
         cluster: Ray address or "auto", or None.
         resources: what a node of the cluster must offer to be measured on ("GPU", own labels); empty: this machine.
@@ -86,6 +87,7 @@ class Settings:
     timeout_s: float | None = None
     sampler: str = "hybrid"
     storage: str | None = None
+    device: str = "cpu"
     jobs: int | None = None
     cluster: str | None = None
     resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -105,6 +107,11 @@ class Settings:
         return "inline" if self.jobs in (None, 1) else "processes"
 
     @property
+    def on_accelerator(self) -> bool:
+        """Whether candidates are scored on another device than the CPU."""
+        return self.device != "cpu"
+
+    @property
     def spend(self) -> Preset:
         """The preset's numbers, with ``trials`` replaced where the user set it."""
         preset = PRESETS[self.preset]
@@ -120,7 +127,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that make two runs comparable: another value is another run folder.
 
-        Trials, timeout, jobs, cluster, resources, executor, cache, budget limits and finish may change between
+        Trials, timeout, device, jobs, cluster, resources, executor, cache, budget limits and finish may change between
         resumptions.
         """
         keys = (

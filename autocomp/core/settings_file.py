@@ -33,6 +33,7 @@ def to_options(settings: Settings) -> dict[str, Any]:
         "timeout": _seconds(settings.timeout_s),
         "sampler": settings.sampler,
         "storage": without_password(settings.storage) if settings.storage is not None else None,
+        "device": settings.device,
         "jobs": settings.jobs,
         "cluster": settings.cluster,
         "resources": ",".join(f"{k}={v:g}" for k, v in settings.resources.items()) or None,

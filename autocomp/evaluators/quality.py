@@ -11,6 +11,7 @@ from torch import nn
 
 from autocomp.core.workload import Metric, Split
 from autocomp.errors import AutocompError
+from autocomp.evaluators.scoring_device import CPU, exact
 from autocomp.graph.capture import first_tensor
 
 BATCH = 128
@@ -48,12 +49,12 @@ class Quality:
     interval: tuple[float, float] | None = None
 
 
-def run_split(module: nn.Module, split: Split, batch_size: int = BATCH) -> Scored:
-    """Outputs of ``module`` on every sample of ``split``, in file order."""
+def run_split(module: nn.Module, split: Split, device: torch.device = CPU, batch_size: int = BATCH) -> Scored:
+    """Outputs of ``module``, which is on ``device``, on every sample of ``split``, in file order; on the CPU."""
     outputs, targets = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact():
         for inputs, labels in split.batches(batch_size):
-            outputs.append(first_tensor(module(inputs)).float())
+            outputs.append(first_tensor(module(inputs.to(device))).float().to(CPU))
             targets.append(labels)
     return Scored(outputs=torch.cat(outputs), targets=torch.cat(targets))
 

@@ -82,8 +82,8 @@ class Team(ABC, Generic[M]):
         """Hand queued tasks to workers that are ready and free."""
 
     @abstractmethod
-    def _start(self) -> M:
-        """A new worker."""
+    def _start(self, seat: int) -> M:
+        """A new worker, the ``seat``-th of the team (0, 1, ...)."""
 
     def _idle(self) -> bool:
         """Whether there is nothing to wait for."""
@@ -122,7 +122,8 @@ class Team(ABC, Generic[M]):
 
     def _exchange(self, worker: M) -> None:
         """A new worker in the place of one that is gone."""
-        self._workers[self._workers.index(worker)] = self._start()
+        seat = self._workers.index(worker)
+        self._workers[seat] = self._start(seat)
 
     def _clear(self) -> None:
         """Forget workers, tasks and events."""

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from autocomp.core.executor import Factory
+from autocomp.core.seat import take
 from autocomp.core.threads import limit_threads
 from autocomp.core.told import Told
 
@@ -38,7 +39,7 @@ class _Reported:
             raise SystemExit(1)
 
 
-def work(factory: Factory, pipe: Connection, lifeline: Connection, threads: int, parent: int | None) -> None:
+def work(factory: Factory, pipe: Connection, lifeline: Connection, threads: int, seat: int, parent: int | None) -> None:
     """Take jobs from ``pipe`` and send outcomes back until it closes.
 
     Args:
@@ -46,10 +47,12 @@ def work(factory: Factory, pipe: Connection, lifeline: Connection, threads: int,
         pipe: jobs in, outcomes out.
         lifeline: closes when the parent ends, however it ends.
         threads: for numeric libraries in this worker.
+        seat: of this worker among its team.
         parent: process id of the parent where this process may be tied to its main thread, else None.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with_parent(lifeline, parent)
+    take(seat)
     limit_threads(threads)
     with _Reported(pipe):
         evaluate = factory()

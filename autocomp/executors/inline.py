@@ -45,7 +45,12 @@ class Inline:
 
 
 def make(
-    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+    factory: Factory,
+    *,
+    jobs: int | None = None,
+    timeout_s: float | None = None,
+    scratch: Path | None = None,
+    gpus: int = 0,
 ) -> Executor:
     """The executor; it runs one job at a time and cannot end one early."""
     if jobs not in (None, 1):

@@ -54,8 +54,7 @@ class Processes(Team[_Worker]):
         self._factory = factory
         self._threads = max(1, cores() // jobs)
         self._unready_deaths = 0
-        for _ in range(jobs):
-            self._workers.append(self._start())
+        self._workers.extend(map(self._start, range(jobs)))
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
         """The next job that is over; None after ``timeout_s``, or at once when there is no job.
@@ -87,14 +86,14 @@ class Processes(Team[_Worker]):
             self._bury(worker)
         self._clear()
 
-    def _start(self) -> _Worker:
+    def _start(self, seat: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         life_theirs, life_ours = self._context.Pipe(duplex=False)
         # The kernel ties a child to the thread that made it; only the main thread lives as long as we do.
         tied = threading.current_thread() is threading.main_thread()
         process = self._context.Process(
             target=work,
-            args=(self._factory, theirs, life_theirs, self._threads, os.getpid() if tied else None),
+            args=(self._factory, theirs, life_theirs, self._threads, seat, os.getpid() if tied else None),
             name="autocomp-worker",
             daemon=True,
         )
@@ -172,7 +171,12 @@ def _death(exitcode: int | None) -> str:
 
 
 def make(
-    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+    factory: Factory,
+    *,
+    jobs: int | None = None,
+    timeout_s: float | None = None,
+    scratch: Path | None = None,
+    gpus: int = 0,
 ) -> Executor:
-    """The executor."""
+    """The executor. Workers take GPUs by their seats (:mod:`autocomp.core.seat`), without anything to reserve."""
     return Processes(factory, jobs=cores() if jobs is None else jobs, timeout_s=timeout_s)

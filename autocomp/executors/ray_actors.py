@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions, Whereabouts, end, feel_pulse, start
-from autocomp.cluster.connection import connected, ray
+from autocomp.cluster.connection import ONE_CPU, connected, ray
 from autocomp.core.executor import ATTEMPTS, Event, Executor, Factory
 from autocomp.core.told import Told
 from autocomp.errors import RetryableError, UnsupportedError
@@ -52,6 +52,7 @@ class RayActors(Team[_Worker]):
         jobs: number of workers.
         timeout_s: seconds a job may take, or None.
         silence_s, nobody_s: see :data:`SILENCE_S` and :data:`NOBODY_S`.
+        resources: what each worker takes.
         leave: called when the workers are gone, or None.
 
     Raises:
@@ -66,16 +67,17 @@ class RayActors(Team[_Worker]):
         timeout_s: float | None = None,
         silence_s: float = SILENCE_S,
         nobody_s: float = NOBODY_S,
+        resources: Mapping[str, float] = ONE_CPU,
         leave: Callable[[], None] | None = None,
     ) -> None:
         check_limits(jobs, timeout_s)
         super().__init__(timeout_s)
-        self._factory = factory
+        self._factory, self._resources = factory, resources
         self._silence_s, self._nobody_s, self._leave = silence_s, nobody_s, leave
         self._shared = ray().put(factory)
         self._unready_deaths = 0
         self._last_seen = time.monotonic()
-        self._workers.extend(self._start() for _ in range(jobs))
+        self._workers.extend(map(self._start, range(jobs)))
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
         """The next job that is over; None after ``timeout_s``, or at once when there is no job.
@@ -106,8 +108,8 @@ class RayActors(Team[_Worker]):
 
     # workers
 
-    def _start(self) -> _Worker:
-        actor = start(self._shared)
+    def _start(self, seat: int) -> _Worker:
+        actor = start(self._shared, resources=self._resources)
         return _Worker(actor=actor, opening=actor.open.remote(Versions()))
 
     def _replace(self, worker: _Worker) -> None:
@@ -203,18 +205,27 @@ def _cause(error: Exception) -> str:
 
 
 def make(
-    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+    factory: Factory,
+    *,
+    jobs: int | None = None,
+    timeout_s: float | None = None,
+    scratch: Path | None = None,
+    gpus: int = 0,
 ) -> Executor:
     """The executor on the connected cluster; a program that is connected to none gets that of ``--cluster auto``.
 
     Args:
         factory: picklable.
-        jobs: workers; None: one a CPU of the cluster.
+        jobs: workers; None: one a CPU of the cluster, or one each of ``gpus``.
         timeout_s: seconds a job may take, or None.
+        scratch: not used.
+        gpus: GPUs that the workers share, one each or equal parts of one; 0: they take none.
     """
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected("auto"))
-        workers = cluster.cores() if jobs is None else jobs
-        executor = RayActors(factory, jobs=workers, timeout_s=timeout_s, leave=lambda: connection.close())
+        workers, each = cluster.crew(jobs, gpus)
+        executor = RayActors(
+            factory, jobs=workers, timeout_s=timeout_s, resources=each, leave=lambda: connection.close()
+        )
         connection = stack.pop_all()
         return executor

@@ -16,12 +16,12 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autocomp.cluster.actor import Versions
-from autocomp.cluster.connection import connected, ray
+from autocomp.cluster.connection import ONE_CPU, connected, ray
 from autocomp.core.executor import Evaluate, Event, Executor, Factory, Result, Task
 from autocomp.core.threads import limit_threads
 from autocomp.core.told import Told
@@ -157,6 +157,7 @@ class RayTune:
         jobs: trials at a time.
         timeout_s: seconds a job may take, or None.
         scratch: a folder that all nodes see, for Tune's own files; None: a temporary one.
+        resources: what each trial takes.
         leave: called when the actors are gone, or None.
 
     Raises:
@@ -170,6 +171,7 @@ class RayTune:
         jobs: int,
         timeout_s: float | None = None,
         scratch: Path | None = None,
+        resources: Mapping[str, float] = ONE_CPU,
         leave: Callable[[], None] | None = None,
     ) -> None:
         check_limits(jobs, timeout_s)
@@ -183,7 +185,7 @@ class RayTune:
             Evaluation, factory=factory, versions=Versions(), timeout_s=timeout_s, late=late
         )
         self._tuner = tune.Tuner(
-            tune.with_resources(trainable, {"CPU": 1}),
+            tune.with_resources(trainable, dict(resources)),
             tune_config=tune.TuneConfig(
                 search_alg=self._exchange, num_samples=-1, max_concurrent_trials=jobs, reuse_actors=True
             ),
@@ -254,15 +256,28 @@ class RayTune:
 
 
 def make(
-    factory: Factory, *, jobs: int | None = None, timeout_s: float | None = None, scratch: Path | None = None
+    factory: Factory,
+    *,
+    jobs: int | None = None,
+    timeout_s: float | None = None,
+    scratch: Path | None = None,
+    gpus: int = 0,
 ) -> Executor:
     """The executor on the connected cluster; a program that is connected to none gets that of ``--cluster auto``.
 
-    Arguments as for :class:`RayTune`; ``jobs`` None: one a CPU of the cluster.
+    Arguments as for :class:`RayTune`; ``jobs`` None: one a CPU of the cluster, or one each of ``gpus``, which the
+    trials share, one each or equal parts of one (0: they take none).
     """
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected("auto"))
-        trials = cluster.cores() if jobs is None else jobs
-        executor = RayTune(factory, jobs=trials, timeout_s=timeout_s, scratch=scratch, leave=lambda: connection.close())
+        trials, each = cluster.crew(jobs, gpus)
+        executor = RayTune(
+            factory,
+            jobs=trials,
+            timeout_s=timeout_s,
+            scratch=scratch,
+            resources=each,
+            leave=lambda: connection.close(),
+        )
         connection = stack.pop_all()
         return executor

@@ -87,6 +87,7 @@ class Program:
         """
         tensors, quantizers, observe = tensors or {}, quantizers or {}, observe or {}
         kept = wide or ()
+        device = inputs.device if inputs is not None else None
 
         def value(argument: Any) -> Any:
             if isinstance(argument, fx.Node):
@@ -98,6 +99,8 @@ class Program:
                 return {k: value(v) for k, v in argument.items()}
             if isinstance(argument, slice):
                 return slice(value(argument.start), value(argument.stop), value(argument.step))
+            if isinstance(argument, torch.device) and device is not None:
+                return device  # what the graph itself makes (positions, masks) is made where the inputs are
             return argument
 
         for i in range(start, stop):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,6 +21,7 @@ from autocomp.core.outcome import Completed, Measurement, Outcome
 from autocomp.core.run_folder import storage_errors
 from autocomp.core.stage import Stage
 from autocomp.core.variant import Variant
+from autocomp.core.workload import Split
 from autocomp.evaluators import artifact
 from autocomp.evaluators.latency import disturbance_notes
 from autocomp.evaluators.meter import Meter, make_meter
@@ -56,12 +58,12 @@ class Evaluator:
     @cached_property
     def reference(self) -> Scored:
         """The float32 network on the search split."""
-        return run_split(self.session.network.module, self.session.workload.search)
+        return self._run(copy.deepcopy(self.session.network.module), self.session.workload.search)
 
     @cached_property
     def test_reference(self) -> Scored:
         """The float32 network on the test split."""
-        return run_split(self.session.network.module, self.session.workload.test)
+        return self._run(copy.deepcopy(self.session.network.module), self.session.workload.test)
 
     @property
     def restoring(self) -> Sequence[torch.Tensor]:
@@ -151,16 +153,24 @@ class Evaluator:
         form = self.structured(compressed.candidate)
         return simulated(form.network, compressed, form.placement.float_type)
 
+    def _run(self, module: nn.Module, split: Split) -> Scored:
+        """``module`` goes to where networks are scored, and stays there."""
+        return run_split(module.to(self.session.scoring), split, self.session.scoring)
+
+    def scored(self, compressed: CompressedModel, split: Split) -> Scored:
+        """Outputs of the simulated network on ``split``."""
+        return self._run(self.simulated(compressed), split)
+
     def quality(self, compressed: CompressedModel) -> Quality:
         """KL and metric of the simulated network on the search split."""
         workload = self.session.workload
-        scored = run_split(self.simulated(compressed), workload.search)
+        scored = self.scored(compressed, workload.search)
         return judge(scored, self.reference, workload.metric, classes=workload.classes)
 
     def test_quality(self, compressed: CompressedModel) -> Quality:
         """The same on the test split, with the metric's interval. For finalists, once."""
         workload = self.session.workload
-        scored = run_split(self.simulated(compressed), workload.test)
+        scored = self.scored(compressed, workload.test)
         return judge(scored, self.test_reference, workload.metric, classes=workload.classes, interval=True)
 
     def onnx(self, compressed: CompressedModel, batch_size: int | None = None) -> bytes:

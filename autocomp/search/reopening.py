@@ -31,8 +31,8 @@ def reopened(
     progress: Progress | None = None,
     bench: Bench | None = None,
 ) -> Evaluator:
-    """What evaluates in a run that was surveyed before: in another process, or later."""
-    session = open_session(settings, run, workload=workload, progress=progress, bench=bench)
+    """What evaluates in a run that was surveyed before: later, on this machine or another."""
+    session = open_session(settings, run, workload=workload, progress=progress, bench=bench, elsewhere=True)
     return Evaluator(session, load_survey(session.network, session.space, run.cache))
 
 

@@ -16,7 +16,9 @@ from autocomp.core.run_folder import RunFolder
 from autocomp.core.settings import Settings
 from autocomp.core.space import SearchSpace
 from autocomp.core.workload import Workload
+from autocomp.errors import UnsupportedError
 from autocomp.evaluators.bench import Bench, LocalBench
+from autocomp.evaluators.scoring_device import CPU, scoring_device
 from autocomp.graph.coupling import Coupling
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
@@ -43,6 +45,7 @@ class Session:
             from the cache, when first asked for.
         calibration: calibration inputs in batches [n, ...] float32.
         bench: where latencies are measured; None: on this machine, or predicted.
+        scoring: where networks are run to score them.
     """
 
     settings: Settings
@@ -54,6 +57,7 @@ class Session:
     coupling: Callable[[], Coupling]
     calibration: Sequence[torch.Tensor]
     bench: Bench | None = None
+    scoring: torch.device = CPU
 
     def cannot_measure(self) -> str | None:
         """Why latencies are predicted and not measured; None where they are measured."""
@@ -93,10 +97,24 @@ def open_session(
     workload: Workload | None = None,
     progress: Progress | None = None,
     bench: Bench | None = None,
+    elsewhere: bool = False,
 ) -> Session:
-    """Load the workload (unless given), trace the network, open target and space."""
-    target = load_target(settings.target)
+    """Load the workload (unless given), trace the network, open target and space.
+
+    Args:
+        settings: the run's settings.
+        run: the run folder.
+        workload: given where the caller's own objects are searched.
+        progress: receives notes.
+        bench: where latencies are measured, see :class:`Session`.
+        elsewhere: the device of the settings is another machine's: where there is none here, the CPU does.
+
+    Raises:
+        AutocompError: of whatever cannot be loaded or is not there.
+    """
     progress = progress or Silent()
+    scoring = _scoring(settings, progress, elsewhere)  # first: a device that is missing is said before models load
+    target = load_target(settings.target)
     if workload is None:
         workload = load_workload(settings, progress)
     network = build_network(workload.model, workload.example())
@@ -114,4 +132,15 @@ def open_session(
         coupling=coupling,
         calibration=calibration,
         bench=bench,
+        scoring=scoring,
     )
+
+
+def _scoring(settings: Settings, progress: Progress, elsewhere: bool) -> torch.device:
+    try:
+        return scoring_device(settings.device)
+    except UnsupportedError as error:
+        if not elsewhere:
+            raise
+        progress.note(f"this program scores on the CPU: {error}")
+        return CPU

@@ -12,7 +12,7 @@ from typing import Any
 from autocomp.cluster.actor import Versions, start
 from autocomp.cluster.connection import Cluster, Node, connected, ray
 from autocomp.cluster.remote import Remote
-from autocomp.core.hardware import HardwareProfile
+from autocomp.core.hardware import HardwareProfile, Target
 from autocomp.core.progress import Progress
 from autocomp.core.settings import Settings
 from autocomp.core.told import Told
@@ -45,11 +45,42 @@ def joined(settings: Settings, progress: Progress) -> Iterator[Bench | None]:
         nodes = cluster.nodes()
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cluster.cores()} CPUs"
         progress.note(f"cluster {cluster.address}: {count}" + (", started for this run" if cluster.started else ""))
-        if not settings.resources and target.cannot_measure() is not None:
-            yield None  # no device here, and none named: predicted, as without a cluster
-            return
-        places = cluster.offering(settings.resources) if settings.resources else (_here(cluster),)
-        yield _bench(target.profile, places, settings.resources, progress)
+        scoring_gpus(settings, cluster)
+        places, needs = _timing(settings, target, cluster)
+        yield _bench(target.profile, places, needs, progress) if places else None
+
+
+def scoring_gpus(settings: Settings, cluster: Cluster) -> int:
+    """GPUs that candidates are scored on: those of the cluster that none measures on; 0 with ``--device cpu``.
+
+    Raises:
+        ConfigError: none is left; the workers would wait for ever.
+    """
+    if not settings.on_accelerator:
+        return 0
+    places, needs = _timing(settings, load_target(settings.target), cluster)
+    measuring = len(places) * needs.get("GPU", 0.0)
+    left = int(cluster.gpus() - measuring)
+    if left < 1:
+        others = f", and latencies are measured on {measuring:g} of them" if measuring else ""
+        raise ConfigError(
+            f"--device {settings.device}: the nodes of the cluster offer {cluster.gpus()} GPUs{others}; "
+            "start nodes with GPUs (ray start --num-gpus N), or take --device cpu"
+        )
+    return left
+
+
+def _timing(settings: Settings, target: Target, cluster: Cluster) -> tuple[tuple[Node, ...], Mapping[str, float]]:
+    """Where latencies are measured, and what is taken there: the nodes that were named, else the device of this one.
+
+    No nodes where they are predicted: no device here, and none named.
+    """
+    if settings.resources:
+        return cluster.offering(settings.resources), settings.resources
+    if target.cannot_measure() is not None:
+        return (), {}
+    here = _here(cluster)
+    return (here,), {"GPU": 1.0} if target.profile.on_gpu and here.offers({"GPU": 1.0}) else {}
 
 
 def _here(cluster: Cluster) -> Node:

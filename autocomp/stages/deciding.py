@@ -10,7 +10,7 @@ from autocomp.core.outcome import Measurement
 from autocomp.core.progress import Progress
 from autocomp.core.row import Row
 from autocomp.evaluators.latency import LatencyMeter, disturbance_notes
-from autocomp.evaluators.quality import judge, run_engine, run_split
+from autocomp.evaluators.quality import judge, run_engine
 from autocomp.evaluators.statistics import ratio_ci
 from autocomp.search.evaluator import Evaluator
 from autocomp.stages.finishing import Finalists
@@ -100,7 +100,7 @@ def engine_score(evaluator: Evaluator, compressed: CompressedModel) -> tuple[flo
         return None, ()
     plan = meter.build(evaluator.onnx(compressed, ENGINE_BATCH), session.workload.example(ENGINE_BATCH).numpy())
     scored = run_engine(partial(meter.outputs, plan), session.workload.search, ENGINE_BATCH)
-    simulation = run_split(evaluator.simulated(compressed), session.workload.search)
+    simulation = evaluator.scored(compressed, session.workload.search)
     workload = session.workload
     found, wanted = (
         judge(s, evaluator.reference, workload.metric, classes=workload.classes) for s in (scored, simulation)

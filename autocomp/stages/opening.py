@@ -56,7 +56,7 @@ def summary_of(run: RunFolder) -> RunSummary:
     return RunSummary.from_json(json.loads(run.summary.read_text()))
 
 
-_WHERE_IT_RUNS = ("jobs", "cluster", "resources", "executor", "out", "cache")
+_WHERE_IT_RUNS = ("device", "jobs", "cluster", "resources", "executor", "out", "cache")
 """Settings that change nothing in what is found."""
 
 
@@ -92,7 +92,8 @@ def open_run(
     settings: Settings, run: RunFolder, workload: Workload | None, progress: Progress, bench: Bench | None = None
 ) -> Session:
     """Workload, network, target and space of the run; its settings and environment are written down."""
-    session = open_session(settings, run, workload=workload, progress=progress, bench=bench)
+    on_cluster = settings.cluster is not None
+    session = open_session(settings, run, workload=workload, progress=progress, bench=bench, elsewhere=on_cluster)
     settings = resolve_budget(settings, session.workload.float32_bytes(), progress)
     session = dataclasses.replace(session, settings=settings)
     run.check_identity({**settings.identity(), "fingerprint": session.workload.fingerprint})

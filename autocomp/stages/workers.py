@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from autocomp.cluster.connection import connected
 from autocomp.core import plugins
 from autocomp.core.executor import Executor
 from autocomp.core.workload import Workload
 from autocomp.search.job import Guarded
 from autocomp.search.reopening import WorkerFactory
 from autocomp.search.session import Session
-from autocomp.stages.clustering import travelling
+from autocomp.stages.clustering import scoring_gpus, travelling
 
 
 @contextlib.contextmanager
@@ -26,12 +27,15 @@ def hired(session: Session, workload: Workload | None) -> Iterator[Executor | No
     if settings.executor_name == "inline":
         yield None
         return
+    gpus = 0
     if settings.cluster is not None:
         factory = travelling(session)
+        with connected(settings.cluster) as cluster:
+            gpus = scoring_gpus(settings, cluster)
     else:
         factory = WorkerFactory(settings=settings, folder=run.path, workload=workload)
     make = plugins.find("autocomp.executors", "executor", settings.executor_name).make
-    executor: Executor = make(Guarded(factory), jobs=settings.jobs, scratch=run.cache)
+    executor: Executor = make(Guarded(factory), jobs=settings.jobs, scratch=run.cache, gpus=gpus)
     try:
         yield executor
     finally:

@@ -25,7 +25,18 @@ SAME_PRICES = (*_NETWORK, "space", "preset", "seed")
 """Settings that the files of prices depend on."""
 SAME_ENGINES = (*_NETWORK, "batch_size")
 """Settings that remembered latencies depend on; spaces share what they have in common."""
-SAME_PACE = (*SAME_ENGINES, "space", "preset", "sampler", "finish", "jobs", "cluster", "resources", "executor")
+SAME_PACE = (
+    *SAME_ENGINES,
+    "space",
+    "preset",
+    "sampler",
+    "finish",
+    "device",
+    "jobs",
+    "cluster",
+    "resources",
+    "executor",
+)
 """Settings that a search's seconds depend on; budgets, seeds and trials may differ."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autocomp.core import seat
 from autocomp.core.executor import Evaluate, Executor, Factory, Job
 from autocomp.core.outcome import Completed, Outcome
 from autocomp.core.threads import cores
@@ -77,25 +78,32 @@ def test_workers_that_never_start_are_given_up() -> None:
 
 
 class _Threads:
-    """A factory whose outcomes tell the worker's thread settings."""
+    """A factory whose outcomes tell the worker's thread settings and seat."""
 
     def __call__(self) -> Evaluate:
         return self._evaluate
 
     def _evaluate(self, job: Job) -> Outcome:
+        if job.number == 0 and job.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         note = os.environ["OMP_NUM_THREADS"]
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        return Completed(file_bytes=1, kl=0.0, score=0.0, notes=(note, str(ignored)))
+        time.sleep(1)  # so that no worker does both tasks
+        return Completed(file_bytes=1, kl=0.0, score=0.0, notes=(note, str(ignored), str(seat.taken())))
 
 
-def test_cores_are_shared_and_interrupts_ignored() -> None:
+def test_cores_are_shared_interrupts_ignored_and_seats_kept() -> None:
+    """Also by a worker in the place of one that was killed."""
     executor = processes.make(_Threads(), jobs=2)
     try:
-        event = run_all(executor, some_jobs(1))[0]
+        events = run_all(executor, some_jobs(2))
     finally:
         executor.close()
-    assert isinstance(event.outcome, Completed)
-    assert event.outcome.notes == (str(max(1, cores() // 2)), "True")
+    outcomes = [event.outcome for event in events]
+    assert all(isinstance(outcome, Completed) for outcome in outcomes)
+    notes = sorted(outcome.notes for outcome in outcomes if isinstance(outcome, Completed))
+    threads = str(max(1, cores() // 2))
+    assert notes == [(threads, "True", "0"), (threads, "True", "1")]
 
 
 def test_made_in_a_thread_that_ends() -> None:

@@ -15,9 +15,10 @@ class Two(Team[Member]):
 
     def __init__(self, timeout_s: float | None = None) -> None:
         super().__init__(timeout_s)
-        self._workers.extend(self._start() for _ in range(2))
+        self._workers.extend(map(self._start, range(2)))
 
-    def _start(self) -> Member:
+    def _start(self, seat: int) -> Member:
+        del seat
         return Member()
 
     def _assign(self) -> None:
