@@ -42,10 +42,11 @@ from autocomp.transforms.sparsify import Sparsify, sparsify
 CALIBRATION_IMAGES = 512
 VARIANTS = 9  # of each validation image: a few hundred images alone tell accuracies only coarsely apart
 ROUNDS = 3  # of pruning and retraining
-LADDER = 5  # rungs below the paper's shares at most
+LADDER = 5  # rungs below the paper's shares at most, which are rung 0
 RUNG = 0.7  # of the weights of one rung that stay on the next
 PATIENCE = 2  # rungs that miss before the ladder ends
 STEP = 0.7  # of the grids, in root mean squares of the weights that stay
+CONV_STEP = STEP / 4  # of convolutions: the paper gives them 8 bits and other layers 5, and they are few
 STRENGTH = 0.5  # of the price of bits in rounding
 PENALTY = 0.01  # of the mean symbol while grids are trained
 DEEP, JOINT = "relative index + Huffman, file", "joint: obc, grids, bits priced"
@@ -245,9 +246,9 @@ class Run:
     def past(self, pruned: nn.Module) -> None:
         """Fewer weights and coarser grids, rung by rung, while validation is as good as Deep Compression's."""
         aim = max(self.rows[stage]["validation"] for stage in ("float32", DEEP))
-        module, keep, misses = pruned, self.recipe.keep, 0
-        for rung in range(1, LADDER + 1):
-            keep = {name: share * RUNG for name, share in keep.items()}
+        module, misses = pruned, 0
+        for rung in range(LADDER + 1):
+            keep = {name: share * RUNG**rung for name, share in self.recipe.keep.items()}
             module = copy.deepcopy(module)
             masks = prune(module, keep, "obc", self.data.train[0])
             module = retrain_masked(module, masks, *self.data.train, self.retraining(1 / 3))
@@ -265,13 +266,14 @@ class Run:
                 break
 
     def on_grids(self, module: nn.Module, masks: dict[str, Tensor]) -> dict[str, QuantizedTensor]:
-        """One step a layer, rounded with error compensation and a price for bits."""
+        """One step a layer, finer in convolutions, rounded with error compensation and a price for bits."""
         second = hessians(module, self.recipe.keep, self.data.train[0])
         found = {}
         for key, mask in masks.items():
             weight = module.get_parameter(key).detach()
             rows, kept = (v.reshape(1, len(weight), -1) for v in (weight, mask))
-            scale = round_half(STEP * rows[kept].square().mean().sqrt().reshape(1))
+            step = CONV_STEP if weight.dim() == 4 else STEP
+            scale = round_half(step * rows[kept].square().mean().sqrt().reshape(1))
             zero, most = torch.zeros(1, 1), torch.full((1, 1), 127.0)
             hessian = second[key.removesuffix(".weight")]
             symbols = rate_aware(rows, hessian, scale[None], zero, -most, most, strength=STRENGTH, mask=kept)

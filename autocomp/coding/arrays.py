@@ -23,6 +23,7 @@ _SHORTENED = 3  # plus the count of low bits that no value uses, at least 1: int
 _SPLIT, _SPLIT_SIGNED, _DROPPED = 16, 32, 15  # flags of the split form, and its count of dropped low bits
 _RICE_AT, _MOST_RICE = 6, 3  # place and largest value of its Rice parameter
 _MANTISSA, _EXPONENTS = 10, 31  # bits of a binary16 mantissa, largest exponent field
+_FEW = 1 << 16  # floats that the split form is tried for; it is 5 % larger than coded integers at 4,096 already
 _TRIVIAL_BYTES = 8  # a code this small cannot be beaten by the range coder
 
 
@@ -105,7 +106,7 @@ def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
     lower = ((bits & np.uint32(0x7FFF)) >> np.uint32(0 if signs.any() else unused)).astype(np.int32)
     head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_SHORTENED + unused if unused else _POSITIVE])
     forms = [bytes([_PLAIN]) + bits.astype("<u2").tobytes()]
-    if bits.size:
+    if 0 < bits.size <= _FEW:
         forms.append(_encode_split(bits, signs, unused))
     forms.append(head + encode_integers(lower))
     return min(reversed(forms), key=len)
