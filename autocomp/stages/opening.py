@@ -61,7 +61,7 @@ _WHERE_IT_RUNS = ("device", "jobs", "cluster", "resources", "executor", "out", "
 
 
 def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
-    """The summary of an earlier run with exactly these settings, or None."""
+    """The summary of an earlier run with exactly these settings whose files are there, or None."""
     if not run.summary.is_file():
         return None
     summary = summary_of(run)
@@ -72,8 +72,14 @@ def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
     made = {k: v for k, v in summary.settings.items() if k not in free}
     if json.loads(json.dumps(asked)) != made:
         return None
-    files = [r.file for r in (summary.best, *summary.pareto) if r is not None and r.file]
-    return summary if all(Path(f).is_file() for f in files) else None
+    rows = [r for r in (summary.best, *summary.pareto) if r is not None and r.file]
+    return summary if all(_size(run, r.file) == r.file_bytes for r in rows) else None
+
+
+def _size(run: RunFolder, file: str | None) -> int | None:
+    """Bytes on disk of a file of the run; None where there is none, or where it is that of a run this is a copy of."""
+    path = Path(file or "")
+    return path.stat().st_size if path.is_file() and path.is_relative_to(run.path) else None
 
 
 def resolve_budget(settings: Settings, float32_bytes: int, progress: Progress) -> Settings:

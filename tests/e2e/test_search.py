@@ -86,6 +86,24 @@ def test_a_copied_run_goes_on_by_itself_and_shows_what_its_files_are(
     assert {path: path.read_bytes() for path in sorted((out / "candidates").iterdir())} == before
 
 
+def test_a_finished_run_is_shown_again_with_its_own_files_and_all_of_them(
+    finished: tuple[Path, dict[str, Any]], tiny: Tiny, autocomp: Run, tmp_path: Path
+) -> None:
+    """A copy, one of its files cut short: the same command makes that one again, and tells of no other folder."""
+    out, summary = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    damaged = min((copy / "candidates").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    done = autocomp("search", *tiny.arguments, "--budget", "7kB", *QUICK, "--out", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["evaluations"] == summary["evaluations"]
+    for row in (again["best"], *again["pareto"]):
+        assert Path(row["file"]).is_relative_to(copy)
+        assert os.stat(row["file"]).st_size == row["file_bytes"]
+
+
 def test_verify_holds_on_the_run_and_on_the_file(finished: tuple[Path, dict[str, Any]], autocomp: Run) -> None:
     out, _ = finished
     for path in (out, out / "model.autocomp"):
