@@ -251,10 +251,10 @@ class Run:
             keep = {name: share * RUNG**rung for name, share in self.recipe.keep.items()}
             module = copy.deepcopy(module)
             masks = prune(module, keep, "obc", self.data.train[0])
-            module = retrain_masked(module, masks, *self.data.train, self.retraining(1 / 3))
+            module = retrain_masked(module, masks, *self.data.train, self.retraining(1))
             encodings = self.on_grids(module, masks)
-            config = self.retraining(1 / 2, weight_decay=0.0, penalty=PENALTY)
-            made, encodings = retrain_grids(module, encodings, *self.data.train, replace(config, rate=2e-3))
+            config = self.retraining(1, weight_decay=0.0, penalty=PENALTY)
+            made, encodings = retrain_grids(module, encodings, *self.data.train, config)
             size, loaded = on_disk(made, self.name, {**encodings, **biases(made, 16)})
             found = validation_accuracy(loaded, self.data)
             print(f"   rung {rung}: {size:,} bytes, validation {100 * found:.2f} % (aim {100 * aim:.2f} %)", flush=True)

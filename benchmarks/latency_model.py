@@ -42,8 +42,8 @@ def opened(folder: Path) -> Session:
     """A session on ResNet-20 with random weights and random images."""
     import torch
 
-    from autocomp.testing.coverage import joint_session
     from autocomp.testing.families import settle
+    from autocomp.testing.joint import joint_session
     from autocomp.workloads.models.cifar_resnet import resnet20
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def executed(candidate: Candidate) -> tuple[str, ...]:
 
 def drawn(space: SearchSpace, count: int, seed: int, known: Iterable[Candidate] = ()) -> list[Candidate]:
     """Legal random candidates; no two execute the same, nor the same as one of ``known``."""
-    from autocomp.testing.coverage import raw_candidates
+    from autocomp.testing.joint import raw_candidates
 
     rules, seen = space.rules, {executed(c) for c in known}
     assert rules is not None

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from autocomp.search.session import Session
-from autocomp.testing.coverage import JOINT, check_candidates, joint_session, raw_candidates
+from autocomp.testing.coverage import check_candidates
 from autocomp.testing.families import make_family, settle
+from autocomp.testing.joint import JOINT, joint_session, raw_candidates
 from autocomp.workloads.models.cifar_resnet import resnet20
 
 MANY = 10_000

@@ -18,7 +18,7 @@ from autocomp.search.reopening import Worker
 from autocomp.search.session import Session
 from autocomp.search.shares import price_together, shares
 from autocomp.survey.survey import survey, unpriced
-from autocomp.testing.coverage import joint_session
+from autocomp.testing.joint import joint_session
 from autocomp.testing.networks import example
 
 TABLES = {

@@ -17,7 +17,7 @@ from autocomp.evaluators.artifact import read_compressed
 from autocomp.search.evaluator import STRUCTURES_KEPT, Evaluator
 from autocomp.survey.stored import load_survey
 from autocomp.survey.survey import survey
-from autocomp.testing.coverage import joint_session
+from autocomp.testing.joint import joint_session
 from autocomp.testing.networks import example
 from autocomp.transforms.low_rank import Factorise
 from autocomp.transforms.prune import PruneChannels

@@ -13,8 +13,8 @@ from autocomp.core.steps import Choice, StepConfig
 from autocomp.search.session import Session
 from autocomp.search.variants import make_variant
 from autocomp.survey.hessians import Hessians
-from autocomp.testing.coverage import joint_session, raw_candidates
 from autocomp.testing.families import make_family
+from autocomp.testing.joint import joint_session, raw_candidates
 from autocomp.transforms.binarize import BinarizeWeights
 from autocomp.transforms.hashing import HashWeights
 from autocomp.transforms.low_rank import Factorise
