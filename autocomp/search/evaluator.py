@@ -33,6 +33,7 @@ from autocomp.search.variants import make_variant
 from autocomp.survey.hessians import Hessians
 from autocomp.survey.on_demand import OnDemand, Surveyed
 from autocomp.survey.stored import Survey
+from autocomp.transforms.compensate import Hessian
 
 FLOAT32 = Placement()
 """How the reference is written: in float32 also where a target's own float type is another."""
@@ -52,6 +53,7 @@ class Evaluator:
         self.session = session
         self.survey = survey
         self._structures: OrderedDict[str, Structured] = OrderedDict()
+        self._moments: dict[str, Hessian] = {}
 
     # what is measured against
 
@@ -102,7 +104,7 @@ class Evaluator:
 
     def _derived(self, structure: Candidate) -> Structured:
         session = self.session
-        variant = make_variant(session, structure, self.hessians)
+        variant = make_variant(session, structure, self.hessians, self._moments)
         # every structure pays for its own: the first batch has to do
         hessians = Hessians(variant.network, self.restoring[0], seed=session.settings.seed)
         source = self._on_demand(variant, hessians)

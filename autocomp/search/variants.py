@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from autocomp.core.steps import StepConfig
 from autocomp.core.variant import Variant
 from autocomp.search.session import Session
 from autocomp.survey.hessians import Hessians
+from autocomp.transforms.compensate import Hessian
 from autocomp.transforms.low_rank import Factorise, factorise
 from autocomp.transforms.prune import PruneChannels, prune_channels
 from autocomp.transforms.recipe import recipe_of
@@ -19,13 +20,16 @@ from autocomp.transforms.recipe import recipe_of
 _Step = TypeVar("_Step", bound=StepConfig)
 
 
-def make_variant(session: Session, structure: Candidate, hessians: Hessians) -> Variant:
+def make_variant(
+    session: Session, structure: Candidate, hessians: Hessians, known: MutableMapping[str, Hessian] | None = None
+) -> Variant:
     """The session's network with the structural part of ``structure``, weights fitted to the calibration images.
 
     Args:
         session: what is searched.
         structure: only its structural axes are looked at.
         hessians: of the session's own network.
+        known: what pruning measured of the session's own network for other structures; more is added.
     """
     variant = Variant.base(session.network)
     seed = session.settings.seed
@@ -37,6 +41,7 @@ def make_variant(session: Session, structure: Candidate, hessians: Hessians) -> 
             coupling=session.coupling(),
             batches=session.calibration[:1],
             multiple=recipe_of(session.space).multiple,
+            known=known,
             seed=seed,
         )
     ranks = _by_layer(session, structure, "rank", Factorise)

@@ -9,7 +9,7 @@ form and on the inputs of the network as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -26,7 +26,10 @@ _HESSIAN_VALUES = 1 << 28  # floats of second moments held at once (1 GiB)
 
 
 def refitted(
-    network: Network, removals: Sequence[Mapping[str, Tensor]], batches: Sequence[Tensor]
+    network: Network,
+    removals: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[Tensor],
+    known: MutableMapping[str, Hessian] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Weights and biases of layers that lose inputs, fitted so that their outputs change least.
 
@@ -35,6 +38,8 @@ def refitted(
         removals: alternatives, which share the passes over the data; each is layer → bool [inputs of one
             convolution group], which input channels stay.
         batches: calibration inputs [n, ...].
+        known: layer → second moments of its inputs in this network on these inputs, from earlier calls; what is
+            measured here is added while it fits.
 
     Returns:
         For each removal, state-dict key → float32 tensor of the old shape; its removed columns mean nothing.
@@ -48,13 +53,28 @@ def refitted(
         for n in dict.fromkeys(n for inputs in removals for n in inputs)
         if has_patches(network.module.get_submodule(n)) and network.layers[n].input_value is not None
     ]
+    known = {} if known is None else known
     found: list[dict[str, Tensor]] = [{} for _ in removals]
-    for part in _parts(network, names):
+
+    def fit(name: str, hessian: Hessian) -> None:
+        for fitted, inputs in zip(found, removals, strict=True):
+            if name in inputs:
+                fitted.update(_fit(network, name, inputs[name], hessian))
+
+    new = [name for name in names if name not in known]
+    for name in names:
+        if name in known:
+            fit(name, known[name])
+    for part in _parts(network, new):
         for name, hessian in _hessians(network, part, batches).items():
-            for fitted, inputs in zip(found, removals, strict=True):
-                if name in inputs:
-                    fitted.update(_fit(network, name, inputs[name], hessian))
+            fit(name, hessian)
+            if sum(map(_values, known.values())) + _values(hessian) <= _HESSIAN_VALUES:
+                known[name] = hessian
     return found
+
+
+def _values(hessian: Hessian) -> int:
+    return sum(block.numel() for block in hessian.second)
 
 
 def _parts(network: Network, names: Sequence[str]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from autocomp.graph.coupling import ChannelGroup, Coupling
 from autocomp.graph.edit import edited, edited_module
 from autocomp.transforms._importance import CRITERIA, choose, largest, measured
 from autocomp.transforms._refit import refitted
+from autocomp.transforms.compensate import Hessian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def prune_channels(
     batches: Sequence[Tensor] | None = None,
     multiple: int = 1,
     compensate: bool = True,
+    known: MutableMapping[str, Hessian] | None = None,
     seed: int = 0,
 ) -> Variant:
     """``variant`` without the least important entries of several groups, removed at once.
@@ -103,6 +105,7 @@ def prune_channels(
         multiple: numbers of channels that stay are rounded to multiples of it.
         compensate: refit the consumers' weights by least squares on ``batches``
             (:func:`~autocomp.transforms._refit.refitted`).
+        known: second moments that earlier calls for this network and these batches measured; more are added.
         seed: of the criteria that are random.
 
     Raises:
@@ -112,7 +115,7 @@ def prune_channels(
         DataError: calibration inputs that are empty or not finite.
     """
     (keep,) = _chosen(variant.network, [steps], coupling, batches, multiple, seed)
-    return removed(variant, keep, coupling=coupling, batches=batches, compensate=compensate)
+    return removed(variant, keep, coupling=coupling, batches=batches, compensate=compensate, known=known)
 
 
 def pruned_modules(
@@ -175,13 +178,15 @@ def removed(
     coupling: Coupling,
     batches: Sequence[Tensor] | None = None,
     compensate: bool = True,
+    known: MutableMapping[str, Hessian] | None = None,
 ) -> Variant:
     """``variant`` with only the entries that ``keep`` (root → bool [entries]) names; see :func:`prune_channels`."""
     network = variant.network
     if compensate and batches is None:
         raise ConfigError("prune_channels: compensation needs calibration inputs; pass batches or compensate=False")
     _check_fits(network, coupling, keep)
-    (refits,) = refitted(network, [_shrinking(network, coupling, keep)], batches or ()) if compensate else ({},)
+    shrinking = [_shrinking(network, coupling, keep)]
+    (refits,) = refitted(network, shrinking, batches or (), known) if compensate else ({},)
     edits, tensors, origins = _removal(network, keep, coupling, refits)
     return edited(variant, edits, tensors, origins)
 

@@ -26,6 +26,7 @@ from autocomp.graph.edit import apply_edits
 from autocomp.graph.trace import build_network
 from autocomp.runtimes.export import OnnxExporter
 from autocomp.testing.networks import EXAMPLES, randomised
+from autocomp.transforms import _refit
 from autocomp.transforms._importance import CRITERIA, FROM_DATA, importance
 from autocomp.transforms.prune import (
     PruneChannels,
@@ -235,6 +236,34 @@ def test_compensation_lowers_the_error(name, criterion):
         for compensate in (False, True)
     ]
     assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("room", [1 << 28, 150])
+def test_what_was_measured_for_one_structure_serves_others(room, monkeypatch):
+    """Layers of all structures are looked at once, while there is room; the networks are the same bit for bit."""
+    network, coupling, inputs = case("residual")
+    looked: list[str] = []
+
+    def counted(network, names, batches):
+        looked.extend(names)
+        return measure(network, names, batches)
+
+    measure = _refit._hessians
+    monkeypatch.setattr(_refit, "_hessians", counted)
+    monkeypatch.setattr(_refit, "_HESSIAN_VALUES", room)
+    known: dict = {}
+    steps = [every(coupling, 0.5), every(coupling, 0.25), every(coupling, 0.5, "random")]
+    for structure in steps:
+        made = [
+            prune_channels(Variant.base(network), structure, coupling=coupling, batches=[inputs], known=memory)
+            for memory in (None, known)
+        ]
+        states = [variant.network.module.state_dict() for variant in made]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    layers = set(looked)
+    assert sum(second.numel() for h in known.values() for second in h.second) <= room
+    assert set(known) == layers if room > 1000 else set(known) < layers
+    assert all(looked.count(name) == (4 if name in known else 6) for name in layers)
 
 
 def test_compensation_is_least_squares():
