@@ -101,15 +101,15 @@ def _scaled(halves: NDArray[np.float16], exponent: int) -> Floats:
 
 def _encode_signed_bits(bits: NDArray[np.uint32]) -> bytes:
     """16 bit words in the smallest of these forms: as they are, split, or as integers with or without signs."""
-    signs = (bits >> np.uint32(15)).astype(np.int32)
-    unused = _unused_bits(bits)
-    lower = ((bits & np.uint32(0x7FFF)) >> np.uint32(0 if signs.any() else unused)).astype(np.int32)
-    head = bytes([_SIGNED]) + pack(signs, 1) if signs.any() else bytes([_SHORTENED + unused if unused else _POSITIVE])
-    forms = [bytes([_PLAIN]) + bits.astype("<u2").tobytes()]
-    if 0 < bits.size <= _FEW:
-        forms.append(_encode_split(bits, signs, unused))
-    forms.append(head + encode_integers(lower))
-    return min(reversed(forms), key=len)
+    signs = (bits >> np.uint32(15)).view(np.int32)
+    signed, unused = bool(signs.any()), _unused_bits(bits)
+    head = bytes([_SIGNED]) + pack(signs, 1) if signed else bytes([_SHORTENED + unused if unused else _POSITIVE])
+    split = _encode_split(bits, signs, unused) if 0 < bits.size <= _FEW else None
+    del signs  # as large as the layer, as the next array is
+    lower = ((bits & np.uint32(0x7FFF)) >> np.uint32(0 if signed else unused)).view(np.int32)
+    coded = head + encode_integers(lower)
+    best = coded if split is None else min(coded, split, key=len)
+    return best if len(best) <= 1 + 2 * bits.size else bytes([_PLAIN]) + bits.astype("<u2").tobytes()
 
 
 def _unused_bits(bits: NDArray[np.uint32]) -> int:

@@ -5,6 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_AT_ONCE = 1 << 20
+"""Values that are taken apart together: a few arrays as large as a layer of a hundred million weights fill a machine.
+A multiple of 8, so that parts end at whole bytes."""
+
+
+def histogram(values: NDArray[np.int32], least: int, most: int) -> NDArray[np.int64]:
+    """How often each of ``least`` to ``most`` is among ``values`` (flat, from ``least``); larger ones count as it."""
+    counts = np.zeros(most - least + 1, np.int64)
+    for start in range(0, values.size, _AT_ONCE):
+        part = np.minimum(values[start : start + _AT_ONCE], np.int32(most)) - np.int32(least)
+        counts += np.bincount(part, minlength=len(counts))
+    return counts
+
 
 def packed_bytes(count: int, width: int) -> int:
     """Bytes that ``count`` integers of ``width`` bits take."""
@@ -17,7 +30,8 @@ def pack(values: NDArray[np.int32], width: int) -> bytes:
         return values.astype(np.uint8).tobytes()
     if width == 0 or values.size == 0:
         return b""
-    return np.packbits(bit_planes(values, width)).tobytes()
+    parts = (values[start : start + _AT_ONCE] for start in range(0, values.size, _AT_ONCE))
+    return b"".join(np.packbits(bit_planes(part, width)).tobytes() for part in parts)
 
 
 def bit_planes(values: NDArray[np.int32], width: int) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.coding.bits import pack, packed_bytes, unpack
+from autocomp.coding.bits import histogram, pack, packed_bytes, unpack
 from autocomp.coding.contexts import Ints
 from autocomp.coding.varint import Reader, put, put_signed
 from autocomp.errors import CorruptFileError
@@ -67,7 +67,7 @@ def _histogram(symbols: Ints) -> tuple[int, NDArray[np.int64]] | None:
     if not symbols.size or int(symbols.max()) - int(symbols.min()) >= MAX_ALPHABET:
         return None
     least = int(symbols.min())
-    return least, np.bincount(symbols.reshape(-1) - np.int32(least)).astype(np.int64)
+    return least, histogram(symbols.reshape(-1), least, int(symbols.max()))
 
 
 def _table(least: int, lengths: NDArray[np.int32]) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.coding.bits import pack, packed_bytes, unpack
+from autocomp.coding.bits import histogram, pack, packed_bytes, unpack
 from autocomp.coding.contexts import Contexts, Counts, Ints, Layout
 from autocomp.coding.varint import Reader, put, put_signed
 from autocomp.errors import CorruptFileError
@@ -82,17 +82,21 @@ def encode(symbols: Ints) -> bytes:
     if not flat.size:
         return b""
     centre = _centre(flat)
-    shift = _shift(np.abs(flat - np.int32(centre)))
-    shifted = flat - np.int32(centre) + np.int32((1 << shift) >> 1)
-    coarse = shifted >> shift
-    limit = _limit(np.abs(coarse))
-    excess = np.abs(coarse)
-    excess = excess[excess >= limit] - np.int32(limit)
+    coarse = flat - np.int32(centre) if centre else flat
+    shift, low = _shift(np.abs(coarse)), b""
+    if shift:
+        coarse = coarse + np.int32((1 << shift) >> 1)
+        low = pack(coarse & np.int32((1 << shift) - 1), shift)
+        coarse >>= shift
+    magnitudes = np.abs(coarse)
+    limit = _limit(magnitudes)
+    excess = magnitudes[magnitudes >= limit] - np.int32(limit)
     excess_bits = int(excess.max(initial=0)).bit_length()
+    del magnitudes  # as large as the layer
     planes = layout.split(np.clip(coarse, -limit, limit).astype(np.int8))
+    del coarse
     mean = max(1, 64 * int(np.abs(planes).sum(dtype=np.int64)) // flat.size)
     header = _Header(centre, shift, limit, excess_bits, mean, _predictable(layout, planes))
-    low = pack(shifted & np.int32((1 << shift) - 1), shift)
     extra = pack(excess, excess_bits)
     writer = _Writer()
     _code(planes, layout, header, writer)
@@ -245,7 +249,7 @@ def _shift(magnitudes: Ints) -> int:
 
 def _limit(magnitudes: Ints) -> int:
     """The alphabet: all magnitudes where they are few, else all but the rare large ones."""
-    counts = np.bincount(np.minimum(magnitudes, MAX_LIMIT), minlength=2)
+    counts = histogram(magnitudes, 0, MAX_LIMIT)
     top = max(1, int(magnitudes.max()))
     if top <= 12:
         return top
