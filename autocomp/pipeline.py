@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def search(
         if finished is not None:
             progress.note(f"this run is finished; shown again from {run.path} (--fresh starts over)")
             return finished
-        with logged(run, settings, progress, SEARCH_STAGES) as progress, joined(settings, progress) as bench:
+        with (
+            logged(run, settings, progress, SEARCH_STAGES) as progress,
+            joined(settings, progress, scores=True) as bench,
+        ):
             with clock("load"):
                 session = opening.open_run(settings, run, workload, progress, bench)
                 opening.check_reachable(session)
@@ -70,6 +74,7 @@ def survey(settings: Settings, progress: Progress | None = None) -> list[dict[st
     from autocomp.survey.stored import sensitivity_table
 
     progress = progress or Silent()
+    settings = dataclasses.replace(settings, device="cpu")  # nothing is scored
     run = RunFolder(settings.out).open(settings, say=progress.note)
     try:
         with logged(run, settings, progress, ("survey",)) as progress, joined(settings, progress) as bench:

@@ -85,10 +85,6 @@ class Cluster:
         """Id of the node this program runs on."""
         return str(ray().get_runtime_context().get_node_id())
 
-    def gpus(self) -> int:
-        """GPUs of all machines."""
-        return int(sum(node.resources.get("GPU", 0.0) for node in self.nodes()))
-
     def offering(self, wanted: Mapping[str, float]) -> tuple[Node, ...]:
         """Machines that have ``wanted``.
 

@@ -52,7 +52,7 @@ class Quality:
 def run_split(module: nn.Module, split: Split, device: torch.device = CPU, batch_size: int = BATCH) -> Scored:
     """Outputs of ``module``, which is on ``device``, on every sample of ``split``, in file order; on the CPU."""
     outputs, targets = [], []
-    with torch.inference_mode(), exact():
+    with torch.inference_mode(), exact(device):
         for inputs, labels in split.batches(batch_size):
             outputs.append(first_tensor(module(inputs.to(device))).float().to(CPU))
             targets.append(labels)

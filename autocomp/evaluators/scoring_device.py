@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -36,8 +37,23 @@ def scoring_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def exact() -> Iterator[None]:
-    """Convolutions in true float32, the same way each time: an int8 engine's sums are simulated in it, and
-    TensorFloat-32, which torch allows cuDNN, keeps 10 bits of 23."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+def exact(device: torch.device) -> Iterator[None]:
+    """True float32, the same way each time, where ``device`` has a choice.
+
+    An int8 engine's sums are simulated in float32, and TensorFloat-32, which torch allows cuDNN, keeps 10 bits of 23.
+    """
+    if device.type != "cuda":
         yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    parts = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [part.fp32_precision for part in parts], cudnn.deterministic, cudnn.benchmark
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        for part, precision in zip(parts, before[0], strict=True):
+            part.fp32_precision = precision
+        cudnn.deterministic, cudnn.benchmark = before[1:]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autocomp.core.candidate import Candidate
 from autocomp.core.compressed import ActivationQuantizer, CompressedModel
 from autocomp.core.encodings import QuantizedTensor
 from autocomp.core.network import Network
@@ -82,6 +83,11 @@ def _round_biases(network: Network, compressed: CompressedModel, tensors: dict[s
         if rounded is not None:
             symbols, scale = rounded
             tensors[layer.bias] = (symbols * scale.double()).float()
+
+
+def uncompressed(network: Network) -> nn.Module:
+    """The network as it is, as a module of its own: to be moved to a device, which ``network.module`` never is."""
+    return simulated(network, CompressedModel(candidate=Candidate({}), tensors={}))
 
 
 def simulated(network: Network, compressed: CompressedModel, float_type: str = "float32") -> nn.Module:

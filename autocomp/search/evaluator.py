@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -26,7 +25,8 @@ from autocomp.evaluators import artifact
 from autocomp.evaluators.latency import disturbance_notes
 from autocomp.evaluators.meter import Meter, make_meter
 from autocomp.evaluators.quality import Quality, Scored, judge, run_split
-from autocomp.graph.simulate import simulated
+from autocomp.evaluators.scoring_device import CPU
+from autocomp.graph.simulate import simulated, uncompressed
 from autocomp.search.session import Session
 from autocomp.search.structured import Structured, TensorSource, unit_layers
 from autocomp.search.variants import make_variant
@@ -60,12 +60,12 @@ class Evaluator:
     @cached_property
     def reference(self) -> Scored:
         """The float32 network on the search split."""
-        return self._run(copy.deepcopy(self.session.network.module), self.session.workload.search)
+        return self._reference(self.session.workload.search)
 
     @cached_property
     def test_reference(self) -> Scored:
         """The float32 network on the test split."""
-        return self._run(copy.deepcopy(self.session.network.module), self.session.workload.test)
+        return self._reference(self.session.workload.test)
 
     @property
     def restoring(self) -> Sequence[torch.Tensor]:
@@ -155,13 +155,14 @@ class Evaluator:
         form = self.structured(compressed.candidate)
         return simulated(form.network, compressed, form.placement.float_type)
 
-    def _run(self, module: nn.Module, split: Split) -> Scored:
-        """``module`` goes to where networks are scored, and stays there."""
-        return run_split(module.to(self.session.scoring), split, self.session.scoring)
+    def _reference(self, split: Split) -> Scored:
+        network, device = self.session.network, self.session.scoring
+        return run_split(network.module if device == CPU else uncompressed(network).to(device), split, device)
 
     def scored(self, compressed: CompressedModel, split: Split) -> Scored:
         """Outputs of the simulated network on ``split``."""
-        return self._run(self.simulated(compressed), split)
+        device = self.session.scoring
+        return run_split(self.simulated(compressed).to(device), split, device)
 
     def quality(self, compressed: CompressedModel) -> Quality:
         """KL and metric of the simulated network on the search split."""

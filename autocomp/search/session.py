@@ -19,7 +19,9 @@ from autocomp.core.workload import Workload
 from autocomp.errors import UnsupportedError
 from autocomp.evaluators.bench import Bench, LocalBench
 from autocomp.evaluators.scoring_device import CPU, scoring_device
+from autocomp.graph.capture import EXPORT_ERRORS, one_line
 from autocomp.graph.coupling import Coupling
+from autocomp.graph.simulate import uncompressed
 from autocomp.graph.trace import build_network
 from autocomp.runtimes._profiles import load_target
 from autocomp.survey.coupling_file import stored_coupling
@@ -118,6 +120,7 @@ def open_session(
     if workload is None:
         workload = load_workload(settings, progress)
     network = build_network(workload.model, workload.example())
+    _check_runs(network, workload, scoring)
     coupling = cache(partial(stored_coupling, network, settings.cache or run.cache))
     space = load_space(settings.space, network, target.profile, coupling)
     images = workload.calibration.head(settings.spend.calibration)
@@ -134,6 +137,23 @@ def open_session(
         bench=bench,
         scoring=scoring,
     )
+
+
+def _check_runs(network: Network, workload: Workload, device: torch.device) -> None:
+    """Refuse a network that does not run on ``device``: before the survey, and not once for each candidate.
+
+    Raises:
+        UnsupportedError: with what torch said.
+    """
+    if device == CPU:
+        return
+    try:
+        with torch.inference_mode():
+            uncompressed(network).to(device)(workload.example().to(device))
+    except EXPORT_ERRORS as error:
+        raise UnsupportedError(
+            f"--device {device}: {workload.name} does not run there ({one_line(error)}); take --device cpu"
+        ) from error
 
 
 def _scoring(settings: Settings, progress: Progress, elsewhere: bool) -> torch.device:

@@ -29,10 +29,15 @@ WAIT_S = 30.0
 
 
 @contextlib.contextmanager
-def joined(settings: Settings, progress: Progress) -> Iterator[Bench | None]:
+def joined(settings: Settings, progress: Progress, *, scores: bool = False) -> Iterator[Bench | None]:
     """Connect to the cluster that the settings name, if any; yields where latencies are measured.
 
     None: on this machine, or nowhere (they are predicted).
+
+    Args:
+        settings: of the run.
+        progress: receives notes.
+        scores: workers will score candidates: what they need for it has to be there.
 
     Raises:
         RetryableError, ConfigError, UnsupportedError: no cluster there, other versions, no such device.
@@ -45,13 +50,16 @@ def joined(settings: Settings, progress: Progress) -> Iterator[Bench | None]:
         nodes = cluster.nodes()
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cluster.cores()} CPUs"
         progress.note(f"cluster {cluster.address}: {count}" + (", started for this run" if cluster.started else ""))
-        scoring_gpus(settings, cluster)
+        if scores:
+            scoring_gpus(settings, cluster)
         places, needs = _timing(settings, target, cluster)
         yield _bench(target.profile, places, needs, progress) if places else None
 
 
 def scoring_gpus(settings: Settings, cluster: Cluster) -> int:
-    """GPUs that candidates are scored on: those of the cluster that none measures on; 0 with ``--device cpu``.
+    """GPUs that candidates are scored on: those that none measures on and that have a CPU beside them for a worker.
+
+    0 with ``--device cpu``.
 
     Raises:
         ConfigError: none is left; the workers would wait for ever.
@@ -59,15 +67,19 @@ def scoring_gpus(settings: Settings, cluster: Cluster) -> int:
     if not settings.on_accelerator:
         return 0
     places, needs = _timing(settings, load_target(settings.target), cluster)
-    measuring = len(places) * needs.get("GPU", 0.0)
-    left = int(cluster.gpus() - measuring)
-    if left < 1:
-        others = f", and latencies are measured on {measuring:g} of them" if measuring else ""
+    timing = {node.id for node in places}
+    there = free = 0
+    for node in cluster.nodes():
+        gpus, cpus = (node.resources.get(n, 0.0) for n in ("GPU", "CPU"))
+        held = (needs.get(n, 0.0) if node.id in timing else 0.0 for n in ("GPU", "CPU"))
+        there += int(gpus)
+        free += max(0, min(int(have - taken) for have, taken in zip((gpus, cpus), held, strict=True)))
+    if free < 1:
         raise ConfigError(
-            f"--device {settings.device}: the nodes of the cluster offer {cluster.gpus()} GPUs{others}; "
-            "start nodes with GPUs (ray start --num-gpus N), or take --device cpu"
+            f"--device {settings.device}: of the cluster's GPUs ({there}) none is left that no latencies are measured "
+            "on and that has a CPU beside it; start nodes with both (ray start --num-gpus N), or take --device cpu"
         )
-    return left
+    return free
 
 
 def _timing(settings: Settings, target: Target, cluster: Cluster) -> tuple[tuple[Node, ...], Mapping[str, float]]:
@@ -75,12 +87,14 @@ def _timing(settings: Settings, target: Target, cluster: Cluster) -> tuple[tuple
 
     No nodes where they are predicted: no device here, and none named.
     """
+    whole = {"GPU": 1.0} if target.profile.on_gpu else {}  # nobody else's work on what is measured
     if settings.resources:
-        return cluster.offering(settings.resources), settings.resources
+        places = cluster.offering(settings.resources)
+        return places, {**(whole if all(node.offers(whole) for node in places) else {}), **settings.resources}
     if target.cannot_measure() is not None:
         return (), {}
     here = _here(cluster)
-    return (here,), {"GPU": 1.0} if target.profile.on_gpu and here.offers({"GPU": 1.0}) else {}
+    return (here,), whole if here.offers(whole) else {}
 
 
 def _here(cluster: Cluster) -> Node:

@@ -19,7 +19,7 @@ from autocomp.core.settings_file import write_config
 from autocomp.core.steps import STRUCTURE_AXES, Choice, StepConfig
 from autocomp.core.workload import Workload
 from autocomp.environment import environment
-from autocomp.errors import CorruptFileError, UnsupportedError
+from autocomp.errors import ConfigError, CorruptFileError, UnsupportedError
 from autocomp.evaluators.bench import Bench
 from autocomp.evaluators.meter import make_meter
 from autocomp.search.session import Session, open_session
@@ -79,7 +79,7 @@ def already_finished(run: RunFolder, settings: Settings) -> RunSummary | None:
 def _size(run: RunFolder, file: str | None) -> int | None:
     """Bytes on disk of a file of the run; None where there is none, or where it is that of a run this is a copy of."""
     path = Path(file or "")
-    return path.stat().st_size if path.is_file() and path.is_relative_to(run.path) else None
+    return path.stat().st_size if path.is_file() and path.resolve().is_relative_to(run.path.resolve()) else None
 
 
 def resolve_budget(settings: Settings, float32_bytes: int, progress: Progress) -> Settings:
@@ -108,6 +108,7 @@ def open_run(
     with storage_errors(run.path):
         write_config(settings, run.config)
     why = session.cannot_measure()
+    _check_quiet(session, measured=why is None)
     if why is not None:
         make_meter(session.target, run.cache)  # refuses here where there is nothing to predict from
         progress.note(
@@ -119,6 +120,21 @@ def open_run(
     for note in session.space.notes:
         progress.note(note)
     return session
+
+
+def _check_quiet(session: Session, measured: bool) -> None:
+    """Refuse processes that score on the GPU that latencies are measured on. (On a cluster Ray keeps them apart.)
+
+    Raises:
+        ConfigError: what to do instead.
+    """
+    settings = session.settings
+    alone = settings.executor_name == "inline" or settings.cluster is not None
+    if measured and not alone and session.target.profile.on_gpu and settings.device in ("cuda", "cuda:0"):
+        raise ConfigError(
+            f"--device {settings.device} with --jobs {settings.jobs}: processes that score would disturb the GPU that "
+            "latencies are measured on; take --jobs 1, another GPU (--device cuda:1), --device cpu, or --cluster auto"
+        )
 
 
 LEAST_BITS = 0.25

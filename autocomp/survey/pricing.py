@@ -74,6 +74,7 @@ class Pricer:
                     tensors[choice].update(made[choice])
                     if is_last:
                         self.kept.put(unit.name, choice, tensors.pop(choice))
+                del made, coding  # before the next ones are made
         if not is_last:
             return None
         self._tensors.pop(unit.name)

@@ -22,7 +22,7 @@ from autocomp.transforms.observe import image_chunks
 from autocomp.transforms.patches import Patches, has_patches, weight_from_rows, weight_rows
 
 _CHUNK = 16  # images whose patches are made at a time
-_HESSIAN_VALUES = 1 << 28  # floats of second moments held at once (1 GiB)
+_HESSIAN_VALUES = 1 << 28  # floats of second moments measured together, and as many that are known (1 GiB each)
 
 
 def refitted(
