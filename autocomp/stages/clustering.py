@@ -67,17 +67,17 @@ def scoring_gpus(settings: Settings, cluster: Cluster) -> int:
     if not settings.on_accelerator:
         return 0
     places, needs = _timing(settings, load_target(settings.target), cluster)
-    timing = {node.id for node in places}
-    there = free = 0
-    for node in cluster.nodes():
-        gpus, cpus = (node.resources.get(n, 0.0) for n in ("GPU", "CPU"))
-        held = (needs.get(n, 0.0) if node.id in timing else 0.0 for n in ("GPU", "CPU"))
-        there += int(gpus)
-        free += max(0, min(int(have - taken) for have, taken in zip((gpus, cpus), held, strict=True)))
+    held = {node.id: needs for node in places}
+
+    def left(node: Node, name: str) -> int:
+        return int(node.resources.get(name, 0.0) - held.get(node.id, {}).get(name, 0.0))
+
+    free = sum(max(0, min(left(node, "GPU"), left(node, "CPU"))) for node in cluster.nodes())
     if free < 1:
+        there = sum(node.resources.get("GPU", 0.0) for node in cluster.nodes())
         raise ConfigError(
-            f"--device {settings.device}: of the cluster's GPUs ({there}) none is left that no latencies are measured "
-            "on and that has a CPU beside it; start nodes with both (ray start --num-gpus N), or take --device cpu"
+            f"--device {settings.device}: of the cluster's GPUs ({there:g}) none is left that no latencies are "
+            "measured on and that has a CPU beside it; start nodes with both (ray start --num-gpus N), or take --device cpu"
         )
     return free
 

@@ -39,7 +39,7 @@ def refitted(
             convolution group], which input channels stay.
         batches: calibration inputs [n, ...].
         known: layer → second moments of its inputs in this network on these inputs, from earlier calls; what is
-            measured here is added while it fits.
+            measured here is added while it fits. None: nothing is kept.
 
     Returns:
         For each removal, state-dict key → float32 tensor of the old shape; its removed columns mean nothing.
@@ -53,7 +53,6 @@ def refitted(
         for n in dict.fromkeys(n for inputs in removals for n in inputs)
         if has_patches(network.module.get_submodule(n)) and network.layers[n].input_value is not None
     ]
-    known = {} if known is None else known
     found: list[dict[str, Tensor]] = [{} for _ in removals]
 
     def fit(name: str, hessian: Hessian) -> None:
@@ -61,14 +60,13 @@ def refitted(
             if name in inputs:
                 fitted.update(_fit(network, name, inputs[name], hessian))
 
-    new = [name for name in names if name not in known]
-    for name in names:
-        if name in known:
-            fit(name, known[name])
-    for part in _parts(network, new):
+    earlier = {name: known[name] for name in names if name in known} if known is not None else {}
+    for name, hessian in earlier.items():
+        fit(name, hessian)
+    for part in _parts(network, [name for name in names if name not in earlier]):
         for name, hessian in _hessians(network, part, batches).items():
             fit(name, hessian)
-            if sum(map(_values, known.values())) + _values(hessian) <= _HESSIAN_VALUES:
+            if known is not None and sum(map(_values, (*known.values(), hessian))) <= _HESSIAN_VALUES:
                 known[name] = hessian
     return found
 

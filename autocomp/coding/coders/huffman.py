@@ -64,10 +64,10 @@ def _codes(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
 
 def _histogram(symbols: Ints) -> tuple[int, NDArray[np.int64]] | None:
     """(smallest symbol, counts from there), or None where the alphabet is empty or too wide."""
-    if not symbols.size or int(symbols.max()) - int(symbols.min()) >= MAX_ALPHABET:
+    if not symbols.size:
         return None
-    least = int(symbols.min())
-    return least, histogram(symbols.reshape(-1), least, int(symbols.max()))
+    least, most = int(symbols.min()), int(symbols.max())
+    return None if most - least >= MAX_ALPHABET else (least, histogram(symbols.reshape(-1), least, most))
 
 
 def _table(least: int, lengths: NDArray[np.int32]) -> bytes:

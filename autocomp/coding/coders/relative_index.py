@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from autocomp.coding.bits import packed_bytes
+from autocomp.coding.bits import histogram, packed_bytes
 from autocomp.coding.coders import bitpack, huffman
 from autocomp.coding.contexts import Ints
 from autocomp.coding.varint import Reader, put, put_signed
@@ -108,7 +108,7 @@ def decode(data: bytes, shape: tuple[int, ...]) -> Ints:
 def _background(flat: Ints) -> int:
     """The most frequent symbol, the smallest of equals."""
     least = int(flat.min())
-    return least + int(np.bincount(flat - np.int32(least)).argmax())
+    return least + int(histogram(flat, least, int(flat.max())).argmax())
 
 
 def _gaps(flat: Ints, background: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -130,7 +130,7 @@ def _best(symbols: Ints) -> tuple[int, int] | None:
         return len(put_signed(background)) + 1, 1
     lengths, often = np.unique(gaps, return_counts=True)
     least, most = min(int(flat.min()), background), int(flat.max())
-    counts = np.bincount(flat[places] - np.int32(least), minlength=most - least + 1).astype(np.int64)
+    counts = histogram(flat[places], least, most)
     found = []
     for bits in range(1, MAX_GAP_BITS + 1):
         padding = int((often * (lengths >> bits)).sum())
