@@ -77,7 +77,8 @@ def scoring_gpus(settings: Settings, cluster: Cluster) -> int:
         there = sum(node.resources.get("GPU", 0.0) for node in cluster.nodes())
         raise ConfigError(
             f"--device {settings.device}: of the cluster's GPUs ({there:g}) none is left that no latencies are "
-            "measured on and that has a CPU beside it; start nodes with both (ray start --num-gpus N), or take --device cpu"
+            "measured on and that has a CPU beside it; start nodes with both (ray start --num-gpus N), or take "
+            "--device cpu"
         )
     return free
 
